@@ -1,0 +1,21 @@
+"""What every op is tried on: cases, inputs, costs, and the rule its results are judged by.
+
+A module per op file: ``CASES`` maps each op of the file to its ``Workload``.
+"""
+
+from importlib import import_module
+
+from glm5_ops.workloads._workload import Case, Workload
+
+MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "quantize_fp8")
+
+
+def all_workloads() -> dict[str, Workload]:
+    """Every op's workload by the op's name."""
+    found: dict[str, Workload] = {}
+    for module in MODULES:
+        found |= import_module(f"glm5_ops.workloads.{module}").WORKLOADS
+    return found
+
+
+__all__ = ["MODULES", "Case", "Workload", "all_workloads"]

@@ -1,0 +1,100 @@
+"""Comparators: each takes what came and what was expected and returns a Verdict. Tolerances stand here, with their reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a result passed, how far off it was, and in what unit."""
+
+    passed: bool
+    error: float  # in `unit`
+    allowed: float
+    unit: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        state = "agrees" if self.passed else "DISAGREES"
+        text = f"{state}: error {self.error:.3g} {self.unit}, allowed {self.allowed:.3g}"
+        return f"{text}; {self.detail}" if self.detail else text
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as integers, so that NaN equals itself and -0 differs from 0."""
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().cpu().contiguous().view(kind)
+
+
+def same_bits(got: Tensor, expected: Tensor) -> Verdict:
+    """Equal to the bit, in shape and dtype too."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        shapes = f"{got.dtype}{list(got.shape)} instead of {expected.dtype}{list(expected.shape)}"
+        return Verdict(False, float("inf"), 0, "elements", shapes)
+    differing = bits(got) != bits(expected)
+    count = int(differing.sum())
+    detail = ""
+    if count:
+        where = tuple(int(i) for i in differing.nonzero()[0])
+        got_value, expected_value = got.detach().cpu()[where], expected.detach().cpu()[where]
+        detail = f"first at {list(where)}: {float(got_value)!r} instead of {float(expected_value)!r}"
+    return Verdict(count == 0, count, 0, "elements", detail)
+
+
+def within_torch(got: Tensor, exact: Tensor, torchs: Tensor, factor: float = 2.0) -> Verdict:
+    """At most `factor` times as far from the f64 result as torch's own at the same precision, in the largest and in the
+    mean error, plus one part in 2^22 of the largest value (FlashAttention-3's rule for long reductions). NaN and infinity
+    must stand where the exact result has them."""
+    if got.shape != exact.shape:
+        return Verdict(False, float("inf"), factor, "x torch's", f"{list(got.shape)} instead of {list(exact.shape)}")
+    got, exact, torchs = (t.detach().cpu().double() for t in (got, exact, torchs))
+    finite = exact.isfinite()
+    if not torch.equal(got.isfinite(), finite):
+        where = (got.isfinite() != finite).nonzero()[0].tolist()
+        return Verdict(False, float("inf"), factor, "x torch's", f"finite where it should not be, or not, at {where}")
+    if not bool(finite.any()):
+        return Verdict(True, 0.0, factor, "x torch's")
+    ours, theirs = ((t - exact)[finite].abs() for t in (got, torchs))
+    slack = float(exact[finite].abs().max()) * 2.0**-22
+    ratios = [float(o) / (float(t) + slack) if slack or t else (0.0 if not o else float("inf"))
+              for o, t in ((ours.max(), theirs.max()), (ours.mean(), theirs.mean()))]
+    return Verdict(max(ratios) <= factor, max(ratios), factor, "x torch's")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an op's outputs are judged: `same_bits` as the reference, or `within_torch` of it."""
+
+    compare: Callable[..., Verdict]
+    why: str
+
+    def judge(self, reference: Callable, run: Callable, inputs: dict, got: tuple[Tensor, ...]) -> Verdict:
+        """Judge `got` against `reference`; `run(function, inputs)` calls a function and returns its outputs as a tuple."""
+        expected = run(reference, inputs)
+        if self.compare is same_bits:
+            verdicts = [same_bits(g, e) for g, e in zip(got, expected, strict=True)]
+        else:
+            exact = run(reference, in_f64(inputs))
+            verdicts = [self.compare(g, x, e) for g, x, e in zip(got, exact, expected, strict=True)]
+        worst = [v for v in verdicts if not v.passed] or [max(verdicts, key=lambda v: v.error)]
+        return worst[0]
+
+
+def in_f64(inputs: dict) -> dict:
+    """The same arguments in f64, for an exact result: tensors wider than 8 bits, and dtypes asked for."""
+
+    def widened(value: object) -> object:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.element_size() > 1:
+            return value.double()
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return torch.float64
+        return value
+
+    return {name: widened(value) for name, value in inputs.items()}
+
+
+BITS = Rule(same_bits, "an exact function of its inputs: the reference is met to the bit")
+WITHIN_TORCH = Rule(within_torch, "a sum in f32: twice torch's own distance from the f64 result")
