@@ -1,7 +1,8 @@
-// DefaultFloatEnvironment: while it lives, floats round to nearest even and subnormal numbers count in full.
+// use_default_floats() .. restore_floats(): between them floats round to nearest even and subnormal numbers count in full.
 //
 // Programs set flush-to-zero (torch.set_flush_denormal does) or another rounding on their threads; results that promise
-// the same bits must not depend on it. A kernel opens one for its piece and leaves the thread as it was.
+// the same bits must not depend on it. A kernel brackets its piece with the two and leaves the thread as it was.
+// No constructor and destructor: those would pull the personality routine, a weak symbol, into every kernel's object.
 #pragma once
 
 #include "core/tensor.h"
@@ -14,33 +15,28 @@ namespace glm5::cpu {
 
 #if defined(__x86_64__)
 
-class DefaultFloatEnvironment {
- public:
-  GLM5_INLINE DefaultFloatEnvironment() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(kDefault); }
-  GLM5_INLINE ~DefaultFloatEnvironment() { __builtin_ia32_ldmxcsr(before_); }
-  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
-  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
-
- private:
-  static constexpr unsigned kDefault = 0x1f80;  // all exceptions masked, to nearest even, no FTZ, no DAZ
-  unsigned before_;
+struct FloatEnvironment {
+  unsigned mxcsr;
 };
+GLM5_INLINE FloatEnvironment use_default_floats() {
+  const FloatEnvironment before{__builtin_ia32_stmxcsr()};
+  __builtin_ia32_ldmxcsr(0x1f80);  // all exceptions masked, to nearest even, no FTZ, no DAZ
+  return before;
+}
+GLM5_INLINE void restore_floats(const FloatEnvironment& before) { __builtin_ia32_ldmxcsr(before.mxcsr); }
 
 #else
 
-class DefaultFloatEnvironment {
- public:
-  GLM5_INLINE DefaultFloatEnvironment() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  GLM5_INLINE ~DefaultFloatEnvironment() { std::fesetenv(&before_); }
-  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
-  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
-
- private:
-  std::fenv_t before_;
+struct FloatEnvironment {
+  std::fenv_t all;
 };
+GLM5_INLINE FloatEnvironment use_default_floats() {
+  FloatEnvironment before;
+  std::fegetenv(&before.all);
+  std::fesetenv(FE_DFL_ENV);
+  return before;
+}
+GLM5_INLINE void restore_floats(const FloatEnvironment& before) { std::fesetenv(&before.all); }
 
 #endif
 

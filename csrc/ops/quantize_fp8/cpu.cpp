@@ -1,6 +1,6 @@
+#include "core/fp8_check.h"
 #include "cpu/isa.h"
 #include "ops/quantize_fp8/areas.h"
-#include "ops/quantize_fp8/check.h"
 
 namespace glm5 {
 
@@ -16,23 +16,10 @@ void quantize_fp8(const QuantizeFp8Args&, i64 begin, i64 end, i64 thread);
 }
 #endif
 
-namespace {
-
-void check_offsets(const Tensor<const i32, 1>& offsets, i64 rows) {
-  i64 before = 0;
-  for (i64 e = 0; e < offsets.shape[0]; ++e) {
-    const i64 offset = *offsets.at(e);
-    require(offset >= before && offset <= rows, "quantize_fp8: offsets must ascend within 0 .. ", rows, "; offsets[", e,
-            "] is ", offset, " after ", before);
-    before = offset;
-  }
-}
-
-}  // namespace
-
 void quantize_fp8_cpu(const QuantizeFp8Args& args) {
-  quantize::check(args);
-  if (args.offsets.exists()) check_offsets(args.offsets, args.x.shape[0]);
+  check_fp8_shapes("quantize_fp8", args);
+  check_amax_floor(args.amax_floor);
+  if (args.offsets.exists()) check_fp8_offsets("quantize_fp8", args.offsets, args.x.shape[0]);
   static constexpr cpu::Implementation<QuantizeFp8Args> implementations[] = {
 #if defined(__x86_64__)
       {cpu::Isa::avx512, avx512::quantize_fp8},

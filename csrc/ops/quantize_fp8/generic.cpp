@@ -68,7 +68,7 @@ void quantize_area(const QuantizeFp8Args& args, const Area& area) {
 }  // namespace
 
 void quantize_fp8(const QuantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::DefaultFloatEnvironment environment;
+  const cpu::FloatEnvironment before = cpu::use_default_floats();
   for (i64 item = begin; item < end; ++item) {
     const Area area = quantize::area_of(args, item);
     switch (args.x.dtype) {
@@ -77,6 +77,7 @@ void quantize_fp8(const QuantizeFp8Args& args, i64 begin, i64 end, i64) {
       case Float::f32: quantize_area<f32>(args, area); break;
     }
   }
+  cpu::restore_floats(before);
 }
 
 }  // namespace glm5::generic
