@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.testing._internal.optests.generate_tests
 
 import glm5_ops
 from glm5_ops import _native, reference
@@ -102,6 +103,9 @@ def check_repeats(op: str, case: Case, target: Target, times: int = 3) -> None:
     first = run(op, inputs)
     for _ in range(times - 1):
         check_same_bits(f"{op} run again", run(op, inputs), first)
+    untouched = case.inputs(target.device)
+    tensors = [name for name, value in inputs.items() if isinstance(value, torch.Tensor)]
+    check_same_bits(f"inputs of {op} after it ran", [inputs[n] for n in tensors], [untouched[n] for n in tensors])
 
 
 def check_thread_count_does_not_matter(op: str, case: Case, target: Target) -> None:
@@ -134,6 +138,15 @@ def check_same_bits_as_generic(op: str, case: Case, target: Target) -> None:
         stack.enter_context(Target("cpu-generic", isa="generic").active())
         expected = run(op, inputs)
     check_same_bits(f"{op} on {target} and on cpu-generic", got, expected)
+
+
+def check_registration(op: str, *args: object) -> None:
+    """torch's own check of an operator: schema, autograd, fake tensors, dynamic shapes."""
+    utils = torch.testing._internal.optests.generate_tests.ALL_TEST_UTILS
+    # torch 2.13 cannot compare e4m3 inputs before and after a call ("mul_cpu_reduced_float" not implemented)
+    fp8 = any(isinstance(a, torch.Tensor) and a.dtype == torch.float8_e4m3fn for a in args)
+    chosen = tuple(u for u in utils if not (fp8 and u == "test_schema"))
+    torch.library.opcheck(getattr(torch.ops.glm5_ops, op).default, args, test_utils=chosen)
 
 
 def message_of(function: Callable, *args, **kwargs) -> str:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/error.h"
+#include "core/fp8.h"
 #include "core/fp8_groups.h"
 
 namespace glm5 {

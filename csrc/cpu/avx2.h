@@ -1,28 +1,202 @@
-// The AVX2 toolbox: what two kernels share. Always inlined and without the standard library, so that no object file
-// compiled for AVX2 defines a symbol that the linker could choose for another.
+// The AVX2 toolbox (with FMA and F16C): loads, roundings, transpositions, the decoding of e4m3, and the inner loops of
+// matrix products. Everything is inlined into the kernel that uses it.
 #pragma once
 
 #include <immintrin.h>
 
+#include "core/fp8.h"
 #include "core/tensor.h"
+#include "cpu/gemm.h"
 
 namespace glm5::avx2 {
 
-// Vectors i and i + 8 interleaved byte by byte, in each half. Four of these turn 16 rows of 16 bytes.
-GLM5_INLINE void interleave_bytes(const __m256i (&in)[16], __m256i (&out)[16]) {
-  for (int i = 0; i < 8; ++i) {
-    out[2 * i] = _mm256_unpacklo_epi8(in[i], in[i + 8]);
-    out[2 * i + 1] = _mm256_unpackhi_epi8(in[i], in[i + 8]);
+// ---- Eight values, in memory as f32 or bf16 ----
+
+GLM5_INLINE __m256 load_f32x8(const f32* values) { return _mm256_loadu_ps(values); }
+GLM5_INLINE __m256 load_f32x8(const bf16* values) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+GLM5_INLINE void store_f32x8(f32* values, __m256 x) { _mm256_storeu_ps(values, x); }
+// Rounds to nearest even; NaN stays NaN. The same bits as to_bf16().
+GLM5_INLINE void store_f32x8(bf16* values, __m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(values), packed);
+}
+
+GLM5_INLINE void store_scalar(f32* value, f32 x) { *value = x; }
+GLM5_INLINE void store_scalar(bf16* value, f32 x) { *value = to_bf16(x); }
+
+// out = total, or out + total, rounded to the type of out.
+template <class T>
+GLM5_INLINE void store_row(T* out, const f32* total, i64 columns, bool accumulate) {
+  i64 j = 0;
+  for (; j + 8 <= columns; j += 8) {
+    __m256 sum = _mm256_loadu_ps(total + j);
+    if (accumulate) sum = _mm256_add_ps(load_f32x8(out + j), sum);
+    store_f32x8(out + j, sum);
+  }
+  for (; j < columns; ++j) store_scalar(out + j, accumulate ? to_f32(out[j]) + total[j] : total[j]);
+}
+
+// ---- Transposition ----
+
+GLM5_INLINE void transpose_8x8(__m256 (&x)[8]) {
+  __m256 y[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    y[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+    y[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    x[4 * i + 0] = _mm256_shuffle_ps(y[4 * i], y[4 * i + 2], 0x44);
+    x[4 * i + 1] = _mm256_shuffle_ps(y[4 * i], y[4 * i + 2], 0xee);
+    x[4 * i + 2] = _mm256_shuffle_ps(y[4 * i + 1], y[4 * i + 3], 0x44);
+    x[4 * i + 3] = _mm256_shuffle_ps(y[4 * i + 1], y[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    y[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+    y[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) x[i] = y[i];
+}
+
+// In each half: 16 rows of 16 bytes become 16 columns. One interleaving of row j with row j + 8 turns the eight bits
+// (row, byte) of a byte's place by one; four of them exchange row and byte.
+GLM5_INLINE void transpose_16x16_bytes(__m256i (&x)[16]) {
+#pragma GCC unroll 4
+  for (int level = 0; level < 4; ++level) {
+    __m256i y[16];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      y[2 * j] = _mm256_unpacklo_epi8(x[j], x[j + 8]);
+      y[2 * j + 1] = _mm256_unpackhi_epi8(x[j], x[j + 8]);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = y[j];
   }
 }
 
-// Transposes two matrices of 16 x 16 bytes, one in each half of the vectors.
-GLM5_INLINE void transpose_bytes(__m256i (&matrix)[16]) {
-  __m256i other[16];
-  interleave_bytes(matrix, other);
-  interleave_bytes(other, matrix);
-  interleave_bytes(matrix, other);
-  interleave_bytes(other, matrix);
+// to[i * to_stride + j] = from[i * i_stride + j * j_stride] as f32 for i < rows, j < columns, where i_stride or j_stride
+// is 1; zero for the other i < padded_rows, j < padded_columns.
+template <class T>
+GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j_stride, i64 rows, i64 columns,
+                      i64 padded_rows, i64 padded_columns) {
+  for (i64 i = 0; i < padded_rows; ++i) {
+    for (i64 j = i < rows ? columns : 0; j < padded_columns; ++j) to[i * to_stride + j] = 0.0f;
+  }
+  if (j_stride == 1) {
+    for (i64 i = 0; i < rows; ++i) {
+      i64 j = 0;
+      for (; j + 8 <= columns; j += 8) _mm256_storeu_ps(to + i * to_stride + j, load_f32x8(from + i * i_stride + j));
+      for (; j < columns; ++j) to[i * to_stride + j] = to_f32(from[i * i_stride + j]);
+    }
+    return;
+  }
+  const i64 whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
+  for (i64 j = 0; j < whole_columns; j += 8) {
+    for (i64 i = 0; i < whole_rows; i += 8) {
+      __m256 x[8];
+#pragma GCC unroll 8
+      for (int c = 0; c < 8; ++c) x[c] = load_f32x8(from + i + (j + c) * j_stride);
+      transpose_8x8(x);
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) _mm256_storeu_ps(to + (i + r) * to_stride + j, x[r]);
+    }
+  }
+  for (i64 i = 0; i < rows; ++i) {
+    for (i64 j = i < whole_rows ? whole_columns : 0; j < columns; ++j)
+      to[i * to_stride + j] = to_f32(from[i * i_stride + j * j_stride]);
+  }
+}
+
+// ---- e4m3 ----
+
+// A byte b in the upper half of each 16 bits becomes the f16 of value(b) / 256: the sign stays, the other bits move down
+// by one. f16 subnormals hold e4m3's, and vcvtph2ps reads them whatever MXCSR says. NaN needs f16_nan().
+GLM5_INLINE __m256i f16_of_e4m3(__m256i bytes_in_high_half) {
+  return _mm256_and_si256(_mm256_srai_epi16(bytes_in_high_half, 1), _mm256_set1_epi16(static_cast<i16>(0xbf80)));
+}
+
+// What 0x7f and 0xff became (1.875) turns into NaN.
+GLM5_INLINE __m256i f16_nan(__m256i halves) {
+  const __m256i magnitude = _mm256_and_si256(halves, _mm256_set1_epi16(0x7fff));
+  const __m256i is_nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80));
+  return _mm256_or_si256(halves, _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7c00)));
+}
+
+// 16 e4m3 as f32, divided by 256.
+struct TwoF32x8 {
+  __m256 low, high;
+};
+GLM5_INLINE TwoF32x8 f32_of_f16(__m256i halves) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
+GLM5_INLINE TwoF32x8 decode_e4m3x16(__m128i bytes) {
+  return f32_of_f16(f16_nan(f16_of_e4m3(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8))));
+}
+
+// ---- Inner loops of matrix products: rows of 128 f32 against panels of 16 columns ----
+
+constexpr i64 kPanel = 16;
+
+// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 16 results. 12 of the 16 registers hold
+// chains when Rows is 3; two hold b and one a, so that ten loads feed twelve multiply-adds.
+template <int Rows>
+GLM5_INLINE void multiply_step(const f32* a, const f32* panel, __m256 (&sum)[Rows][2]) {
+  __m256 even[Rows][2], odd[Rows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = _mm256_setzero_ps();
+#pragma GCC unroll 4
+  for (i64 k = 0; k < cpu::kGemmStep; k += 2) {
+    const __m256 even_left = _mm256_load_ps(panel + k * kPanel), even_right = _mm256_load_ps(panel + k * kPanel + 8);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k);
+      even[r][0] = _mm256_fmadd_ps(x, even_left, even[r][0]);
+      even[r][1] = _mm256_fmadd_ps(x, even_right, even[r][1]);
+    }
+    const __m256 odd_left = _mm256_load_ps(panel + (k + 1) * kPanel);
+    const __m256 odd_right = _mm256_load_ps(panel + (k + 1) * kPanel + 8);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + 1);
+      odd[r][0] = _mm256_fmadd_ps(x, odd_left, odd[r][0]);
+      odd[r][1] = _mm256_fmadd_ps(x, odd_right, odd[r][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    sum[r][0] = _mm256_add_ps(even[r][0], odd[r][0]);
+    sum[r][1] = _mm256_add_ps(even[r][1], odd[r][1]);
+  }
+}
+
+// A chain over k of a block, for Rows x 16 results; 6 rows fill 12 registers.
+template <int Rows>
+GLM5_INLINE void multiply_chain(const f32* a, const f32* panel, i64 k_end, __m256 (&chain)[Rows][2]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) chain[r][0] = chain[r][1] = _mm256_setzero_ps();
+#pragma GCC unroll 4
+  for (i64 k = 0; k < k_end; ++k) {
+    const __m256 left = _mm256_load_ps(panel + k * kPanel), right = _mm256_load_ps(panel + k * kPanel + 8);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k);
+      chain[r][0] = _mm256_fmadd_ps(x, left, chain[r][0]);
+      chain[r][1] = _mm256_fmadd_ps(x, right, chain[r][1]);
+    }
+  }
 }
 
 }  // namespace glm5::avx2

@@ -15,28 +15,44 @@ namespace glm5::cpu {
 
 #if defined(__x86_64__)
 
-struct FloatEnvironment {
+struct FloatState {
   unsigned mxcsr;
 };
-GLM5_INLINE FloatEnvironment use_default_floats() {
-  const FloatEnvironment before{__builtin_ia32_stmxcsr()};
+GLM5_INLINE FloatState use_default_floats() {
+  const FloatState before{__builtin_ia32_stmxcsr()};
   __builtin_ia32_ldmxcsr(0x1f80);  // all exceptions masked, to nearest even, no FTZ, no DAZ
   return before;
 }
-GLM5_INLINE void restore_floats(const FloatEnvironment& before) { __builtin_ia32_ldmxcsr(before.mxcsr); }
+// The same, but subnormal numbers count as zero, as in the AMX unit.
+GLM5_INLINE FloatState use_flushing_floats() {
+  const FloatState before{__builtin_ia32_stmxcsr()};
+  __builtin_ia32_ldmxcsr(0x1f80 | 0x8040);  // FTZ and DAZ
+  return before;
+}
+GLM5_INLINE void restore_floats(const FloatState& before) { __builtin_ia32_ldmxcsr(before.mxcsr); }
 
 #else
 
-struct FloatEnvironment {
+struct FloatState {
   std::fenv_t all;
 };
-GLM5_INLINE FloatEnvironment use_default_floats() {
-  FloatEnvironment before;
+GLM5_INLINE FloatState use_default_floats() {
+  FloatState before;
   std::fegetenv(&before.all);
   std::fesetenv(FE_DFL_ENV);
   return before;
 }
-GLM5_INLINE void restore_floats(const FloatEnvironment& before) { std::fesetenv(&before.all); }
+GLM5_INLINE FloatState use_flushing_floats() {
+  const FloatState before = use_default_floats();
+#if defined(__aarch64__)
+  u64 control;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(control) : : "memory");
+  control |= u64{1} << 24;  // FZ
+  __asm__ volatile("msr fpcr, %0" : : "r"(control) : "memory");
+#endif
+  return before;
+}
+GLM5_INLINE void restore_floats(const FloatState& before) { std::fesetenv(&before.all); }
 
 #endif
 

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "core/tensor.h"
-#include "cpu/float_environment.h"
 
 namespace glm5::cpu {
 
@@ -19,6 +18,8 @@ constexpr i64 kGemmChunk = 1024;      // rows packed at once
 constexpr i64 kGemmVectorRows = 256;
 // 1024: with AMX the work on a decoded block of b must be long enough to hide its decoding; L2 has 2 MiB there.
 constexpr i64 kGemmTileRows = 1024;
+
+GLM5_INLINE i64 gemm_item_rows(bool with_amx) { return with_amx ? kGemmTileRows : kGemmVectorRows; }
 
 // A thread's scratch: totals, a decoded block of b, and small change.
 constexpr i64 kGemmTotalBytes = kGemmTileRows * kGemmTile * 4;
@@ -35,6 +36,19 @@ GLM5_INLINE i64 gemm_packed_bytes(i64 m, i64 k) {
 GLM5_INLINE i64 gemm_workspace_size(i64 m, i64 k, i64 threads) {
   return gemm_packed_bytes(m, k) + threads * kGemmScratchBytes + 64;
 }
+
+// Where an item lies: tiles of columns follow one another for the same rows, which stay in the caches.
+struct GemmItem {
+  i64 first_row, rows, first_column, columns;
+
+  GLM5_INLINE GemmItem(i64 item, i64 m, i64 n, i64 item_rows) {
+    const i64 tiles = ceil_div(n, kGemmTile);
+    first_row = item / tiles * item_rows;
+    rows = smaller(item_rows, m - first_row);
+    first_column = item % tiles * kGemmTile;
+    columns = smaller(kGemmTile, n - first_column);
+  }
+};
 
 // The workspace of one call, seen by one thread.
 struct GemmWorkspace {
@@ -65,39 +79,6 @@ struct PackedRows {
     const i64 first = row / kGemmVectorRows * kGemmVectorRows;
     return data + first * padded_k + (k_block * rows_of_block(first) + row - first) * kGemmBlock;
   }
-};
-
-// While it lives, floats round to nearest even and subnormal numbers count as zero, as in the AMX unit.
-class FlushingFloatEnvironment {
- public:
-#if defined(__x86_64__)
-  GLM5_INLINE FlushingFloatEnvironment() {
-    const unsigned flush = 0x8040;  // FTZ, DAZ
-    __asm__ volatile("stmxcsr %0" : "=m"(before_) : : "memory");
-    const unsigned now = (before_ & ~0x6000u) | flush;  // bits 13, 14: to nearest even
-    __asm__ volatile("ldmxcsr %0" : : "m"(now) : "memory");
-  }
-  GLM5_INLINE ~FlushingFloatEnvironment() { __asm__ volatile("ldmxcsr %0" : : "m"(before_) : "memory"); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  GLM5_INLINE FlushingFloatEnvironment() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before_) : : "memory");
-    const u64 now = (before_ & ~(u64{3} << 22)) | (u64{1} << 24);  // RMode: to nearest even; FZ
-    __asm__ volatile("msr fpcr, %0" : : "r"(now) : "memory");
-  }
-  GLM5_INLINE ~FlushingFloatEnvironment() { __asm__ volatile("msr fpcr, %0" : : "r"(before_) : "memory"); }
-
- private:
-  u64 before_;
-#else
-#error "gemm needs to know how this processor flushes subnormal numbers"
-#endif
-
- public:
-  FlushingFloatEnvironment(const FlushingFloatEnvironment&) = delete;
-  FlushingFloatEnvironment& operator=(const FlushingFloatEnvironment&) = delete;
 };
 
 }  // namespace glm5::cpu

@@ -25,7 +25,7 @@ def test_the_same_signature(name):
 def test_the_op_is_an_operator_of_torch_and_documents_itself(name):
     operator = getattr(glm5_ops, name)
     assert operator is getattr(torch.ops.glm5_ops, name).default
-    assert operator.__name__ == name and operator.__doc__ and "Args:" in operator.__doc__
+    assert operator.__doc__ and "Args:" in operator.__doc__
     documented = operator.__doc__
     for parameter in inspect.signature(operator).parameters:
         assert parameter in documented, f"{name} does not document {parameter}"

@@ -63,4 +63,4 @@ def test_misuse_is_answered_with_a_sentence(change, sentence):
 
 def test_registration():
     values, scales = quantize_fp8(torch.randn(150, 130), "1x128")
-    torch.library.opcheck(torch.ops.glm5_ops.dequantize_fp8.default, (values, scales, "1x128", torch.bfloat16, None))
+    harness.check_registration("dequantize_fp8", values, scales, "1x128", torch.bfloat16, None)

@@ -1,7 +1,6 @@
 // dequantize_fp8 on AVX2: 16 values at a time.
 //
-// A code shifted into place is the f16 of the value times 2^-8, subnormal numbers included; the conversion to f32 and the
-// product with 2^8 are exact. The 128x1 form turns 16 columns x 32 rows of codes in registers first.
+// The 128x1 form turns 16 columns x 32 rows of codes in registers first.
 #include <immintrin.h>
 
 #include "cpu/avx2.h"
@@ -26,17 +25,10 @@ GLM5_INLINE __m256 one_nan(__m256 product) {
 }
 
 GLM5_INLINE Products multiply(__m128i codes, __m256 scales_low, __m256 scales_high) {
-  const __m256i words = _mm256_cvtepu8_epi16(codes);
-  const __m256i magnitude = _mm256_and_si256(words, _mm256_set1_epi16(0x7f));
-  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8);
-  const __m256i is_nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
-  const __m256i half = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign),
-                                       _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7c00)));
-  const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
-  const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
-  const __m256 exact = _mm256_set1_ps(256);
-  return {one_nan(_mm256_mul_ps(_mm256_mul_ps(low, exact), scales_low)),
-          one_nan(_mm256_mul_ps(_mm256_mul_ps(high, exact), scales_high))};
+  const TwoF32x8 values = decode_e4m3x16(codes);
+  const __m256 exact = _mm256_set1_ps(256);  // what decode_e4m3x16 divides by
+  return {one_nan(_mm256_mul_ps(_mm256_mul_ps(values.low, exact), scales_low)),
+          one_nan(_mm256_mul_ps(_mm256_mul_ps(values.high, exact), scales_high))};
 }
 
 GLM5_INLINE void store(f32* x, const Products& products) {
@@ -50,16 +42,9 @@ GLM5_INLINE void store(f16* x, const Products& products) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x + 8), _mm256_cvtps_ph(products.high, kNearestEven));
 }
 
-// Nearest even by adding half a step less the parity; the NaN 0x7fc00000 stays one.
-GLM5_INLINE __m256i bf16_words(__m256 value) {
-  const __m256i bits = _mm256_castps_si256(value);
-  const __m256i parity = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(parity, _mm256_set1_epi32(0x7fff))), 16);
-}
-
 GLM5_INLINE void store(bf16* x, const Products& products) {
-  const __m256i packed = _mm256_packus_epi32(bf16_words(products.low), bf16_words(products.high));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm256_permute4x64_epi64(packed, 0xd8));
+  store_f32x8(x, products.low);
+  store_f32x8(x + 8, products.high);
 }
 
 template <class T>
@@ -107,7 +92,7 @@ GLM5_INLINE void dequantize_tile(const DequantizeFp8Args& args, const Tensor<T, 
       tile[c] = _mm256_setzero_si256();
     }
   }
-  transpose_bytes(tile);
+  transpose_16x16_bytes(tile);
   const __m256 low = _mm256_load_ps(scales), high = _mm256_load_ps(scales + 8);
   for (i64 r = 0; r < smaller(rows, 16); ++r)
     store_some(x.at(row + r, col), multiply(_mm256_castsi256_si128(tile[r]), low, high), cols);
@@ -141,7 +126,7 @@ GLM5_INLINE void dequantize_area(const DequantizeFp8Args& args, const Area& area
 }  // namespace
 
 void dequantize_fp8(const DequantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::FloatEnvironment before = cpu::use_default_floats();
+  const cpu::FloatState before = cpu::use_default_floats();
   for (i64 item = begin; item < end; ++item) {
     const Area area = dequantize::area_of(args, item);
     switch (args.x.dtype) {

@@ -44,7 +44,7 @@ void dequantize_area(const DequantizeFp8Args& args, const Area& area) {
 }  // namespace
 
 void dequantize_fp8(const DequantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::FloatEnvironment before = cpu::use_default_floats();
+  const cpu::FloatState before = cpu::use_default_floats();
   for (i64 item = begin; item < end; ++item) {
     const Area area = dequantize::area_of(args, item);
     switch (args.x.dtype) {

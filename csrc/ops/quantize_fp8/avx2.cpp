@@ -227,7 +227,7 @@ GLM5_INLINE void column_maxima(const Tensor<const T, 2>& x, const Area& area, ty
 GLM5_INLINE void transpose_16_rows(const e4m3 (*tile)[kLanes], e4m3 (*columns)[kFp8Group], i64 row) {
   __m256i a[16];
   for (int r = 0; r < 16; ++r) a[r] = _mm256_load_si256(reinterpret_cast<const __m256i*>(tile[r]));
-  transpose_bytes(a);
+  transpose_16x16_bytes(a);
   for (int c = 0; c < 16; ++c) {
     _mm_store_si128(reinterpret_cast<__m128i*>(&columns[c][row]), _mm256_castsi256_si128(a[c]));
     _mm_store_si128(reinterpret_cast<__m128i*>(&columns[c + 16][row]), _mm256_extracti128_si256(a[c], 1));
@@ -294,7 +294,7 @@ GLM5_INLINE void quantize_area(const QuantizeFp8Args& args, const Area& area) {
 }  // namespace
 
 void quantize_fp8(const QuantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::FloatEnvironment before = cpu::use_default_floats();
+  const cpu::FloatState before = cpu::use_default_floats();
   for (i64 item = begin; item < end; ++item) {
     const Area area = quantize::area_of(args, item);
     switch (args.x.dtype) {

@@ -68,7 +68,7 @@ void quantize_area(const QuantizeFp8Args& args, const Area& area) {
 }  // namespace
 
 void quantize_fp8(const QuantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::FloatEnvironment before = cpu::use_default_floats();
+  const cpu::FloatState before = cpu::use_default_floats();
   for (i64 item = begin; item < end; ++item) {
     const Area area = quantize::area_of(args, item);
     switch (args.x.dtype) {

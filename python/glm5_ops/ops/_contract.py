@@ -92,7 +92,9 @@ class TensorLine:
         if layout == "either":
             return shape[-1] <= 1 or stride[-1] == 1 or shape[-2] <= 1 or stride[-2] == 1
         rows, columns = shape
-        return (rows <= 1 or stride[0] == 1) and (columns <= 1 or (stride[1] % 4 == 0 and stride[1] >= rows))
+        if rows == 0 or columns == 0:
+            return True
+        return (rows == 1 or stride[0] == 1) and (columns == 1 or (stride[1] % 4 == 0 and stride[1] >= rows))
 
     def expectation(self, lengths: dict) -> str:
         words = f"{'|'.join(NAMES[d] for d in self.dtypes)}[{', '.join(self.dims)}]"

@@ -5,6 +5,7 @@
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -33,17 +34,17 @@ def op(*, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
         LIBRARY.impl(name, _on_its_gpu(function) if _native.with_cuda else _refuse_cuda(name), "CUDA")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
         overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-        functools.update_wrapper(overload, function, updated=())
+        overload.__doc__ = function.__doc__
+        overload.__signature__ = inspect.signature(function)
         OPS[name] = overload
         return overload
 
     return register
 
 
-def differentiable(operator: Callable, *, save: Callable, backward: Callable) -> None:
+def differentiable(operator: torch._ops.OpOverload, *, save: Callable, backward: Callable) -> None:
     """Give an operator its gradient: `save(ctx, inputs, output)` and `backward(ctx, *grads)`."""
-    name = f"{NAMESPACE}::{operator.__name__}"
-    torch.library.register_autograd(name, backward, setup_context=save, lib=LIBRARY)
+    torch.library.register_autograd(operator.name(), backward, setup_context=save, lib=LIBRARY)
 
 
 def stream_of(tensor: Tensor) -> int:

@@ -22,7 +22,7 @@ SMALLEST_FLOOR = 2.0**-100
 
 
 def _outputs(
-    x: Tensor, group: str, power_of_two: bool, amax_floor: float, offsets: Tensor | None = None
+    x: Tensor, group: str, power_of_two: bool = False, amax_floor: float = 1e-4, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     lengths = CONTRACT.check(x=x, offsets=offsets)
     CONTRACT.require(group in GROUPS, "group", "one of 1x128, 128x128, 128x1", group)

@@ -34,7 +34,7 @@ class Case:
         """What ``--case`` takes: the fields that differ from their defaults."""
         shown = [
             f"{f.name}={getattr(self, f.name)}"
-            for f in dataclasses.fields(self)
+            for f in sorted(dataclasses.fields(self), key=lambda f: f.kw_only)
             if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
         ]
         return ",".join(shown)

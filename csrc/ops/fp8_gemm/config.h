@@ -1,0 +1,143 @@
+// Which tile fp8_gemm takes on sm_90a: a pure function of the problem, without CUDA, for the launcher, tests and describe.
+//
+// A tile is `left` rows of wgmma's M operand times `right` rows of its N operand. Two schedules:
+//   rows      left = rows of a, right = rows of b.
+//   swap_ab   left = rows of b, right = rows of a: with few rows of a, the 64 rows that a wgmma always multiplies are
+//             weights, and the tile is as narrow as m. The tile is written transposed.
+// Every variant adds in the same order, so the choice never shows in the result.
+//
+// Why k is never split. The sum over k groups is a chain of fused multiply-adds, so a split would change the bits or wait
+// for its predecessor. It is not needed either: a 64-row weight tile gives 64 busy SMs at n = 4096 and 96 at n = 6144, and
+// one SM takes 64 B/clock = 112 GB/s into shared memory, so that 39 of them already draw 4.3 TB/s. Narrower GEMMs are
+// small: n = 2624, k = 6144 has 41 tiles; each takes 48 steps of 10 KiB, 160 clocks of filling, under 5 us in all.
+#pragma once
+
+#include <string>
+
+#include "core/glm5.h"
+
+namespace glm5::fp8_gemm_sm90 {
+
+enum class Schedule : int { rows, swap_ab };
+
+struct Variant {
+  Schedule schedule;
+  int left, right;
+  int cluster;  // blocks side by side along `right` that share one left tile by multicast
+  int stages;
+  bool per_row;  // also built for b scales per row
+
+  constexpr int consumer_warpgroups() const { return left == 64 ? 1 : 2; }
+  constexpr int consumer_threads() const { return 128 * consumer_warpgroups(); }
+  // A lone consumer warpgroup has registers enough and takes one warp as producer; with two, the producer is a whole
+  // warpgroup, because only warpgroups can hand registers over.
+  constexpr int threads() const { return consumer_threads() + (consumer_warpgroups() == 1 ? 32 : 128); }
+};
+
+// 128 of k at a time; a row of a stage is 128 bytes.
+constexpr int kStepBytes = static_cast<int>(kFp8Group);
+// Each consumer warp turns 2 KiB of its tile at a time from accumulator order into rows.
+constexpr int kStagingBytes = 2048;
+
+// Stages fill what the 227 KiB leave beside 2 KiB per consumer warp. Per SM and clock: 4096 multiply-adds, 64 B into shared
+// memory, and 46 B of what the L2 gives when all 132 ask. "clocks" are those of the multiplication of one step, "L2" the
+// bytes per clock it then asks for.
+constexpr Variant kVariants[] = {
+    // Weights stream and tokens stay in L2: as many bytes in flight as fit. 17 x 12.4 KiB, and so on.
+    {Schedule::swap_ab, 64, 16, 1, 20, false},
+    {Schedule::swap_ab, 64, 32, 1, 16, false},
+    {Schedule::swap_ab, 64, 64, 1, 12, false},
+    {Schedule::swap_ab, 64, 128, 1, 8, false},   // 256 clocks, 96 B: where 132 tiles of 128 x 128 do not exist
+    {Schedule::rows, 128, 128, 1, 6, true},      // 512 clocks, 64 B: m <= 128 with wide n; odd counts of tiles
+    {Schedule::rows, 128, 128, 2, 6, false},     // 512 clocks, 48 B
+    {Schedule::rows, 128, 192, 2, 5, false},     // 768 clocks, 43 B: 85 tiles at 1024 x 2048, 128 at 512 x 6144
+    {Schedule::rows, 256, 112, 2, 4, false},     // 896 clocks, 34 B: 2624 = 23.4 x 112 fills 97 % of three waves at m = 4096
+    {Schedule::rows, 256, 128, 2, 4, true},      // 1024 clocks, 32 B: the large shapes
+};
+constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
+
+// Scales of one stage: one per row of the operand, or (per block) at most two; 128-byte slots, as the copy engine wants.
+constexpr int scale_slot_bytes(int rows, bool per_row) { return per_row ? static_cast<int>(round_up(rows * 4, 128)) : 128; }
+
+constexpr int smem_bytes(const Variant& variant, bool per_row) {
+  const bool swapped = variant.schedule == Schedule::swap_ab;
+  const int stage = (variant.left + variant.right) * kStepBytes + scale_slot_bytes(variant.left, !swapped || per_row) +
+                    scale_slot_bytes(variant.right, swapped || per_row) + 16;
+  return static_cast<int>(round_up(variant.stages * stage + variant.consumer_threads() / 32 * kStagingBytes, 1024));
+}
+
+struct Config {
+  int variant;  // index in kVariants
+  Schedule schedule;
+  int tile_m, tile_n, tile_k;
+  int stages, cluster, threads, smem_bytes;
+  int left_tiles, right_tiles;  // right_tiles rounded up to whole clusters
+  int band;                     // of TileGrid
+  int grid;                     // blocks
+};
+
+// The estimate that ranks variants, in clocks of an H200 (132 SMs, 1.755 GHz, 4.3 TB/s).
+constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int sms) {
+  constexpr i64 kMultiplyAdds = 4096, kFillBytes = 64;     // per SM and clock
+  constexpr i64 kL2Bytes = 6154, kMemoryBytes = 2450;      // per clock, all SMs
+  constexpr i64 kLeastStep = 200;                          // barrier, four wgmma one after the other, promotion
+  constexpr i64 kEpilogue = 300;
+  const bool swapped = variant.schedule == Schedule::swap_ab;
+  const i64 left_rows = swapped ? n : m, right_rows = swapped ? m : n;
+  const i64 left = variant.left, right = variant.right;
+  const i64 clusters = ceil_div(left_rows, left) * ceil_div(right_rows, right * variant.cluster);
+  const i64 at_once = larger(sms / variant.cluster, 1);
+  const i64 active = smaller(clusters, at_once) * variant.cluster;
+  const i64 multiply = round_up(smaller(left_rows, left), 64) * right * kStepBytes / kMultiplyAdds;
+  const i64 fill = (left + right) * kStepBytes / kFillBytes;
+  const i64 l2 =
+      (smaller(left_rows, left) / variant.cluster + smaller(right_rows, right)) * kStepBytes * active / kL2Bytes;
+  const i64 step = larger(larger(multiply, fill), larger(l2, kLeastStep));
+  const i64 tile = ceil_div(k, kFp8Group) * step + left * right / 32 + kEpilogue;
+  const i64 memory = (m * k + n * k + 2 * m * n) / kMemoryBytes;
+  return larger(ceil_div(clusters, at_once) * tile, memory);
+}
+
+// m, n, k > 0.
+constexpr Config choose_config(i64 m, i64 n, i64 k, bool b_scales_per_row = false, int sms = 132) {
+  int best = -1;
+  i64 best_clocks = 0;
+  for (int i = 0; i < kVariantCount; ++i) {
+    if ((b_scales_per_row && !kVariants[i].per_row) || kVariants[i].cluster > sms) continue;
+    const i64 clocks = estimated_clocks(kVariants[i], m, n, k, sms);
+    if (best < 0 || clocks < best_clocks) {  // the first of equals: the smaller tile
+      best = i;
+      best_clocks = clocks;
+    }
+  }
+  const Variant& variant = kVariants[best];
+  const bool swapped = variant.schedule == Schedule::swap_ab;
+  const i64 left_tiles = ceil_div(swapped ? n : m, variant.left);
+  const i64 right_tiles = round_up(ceil_div(swapped ? m : n, variant.right), variant.cluster);
+  const i64 clusters = smaller(left_tiles * (right_tiles / variant.cluster), sms / variant.cluster);
+  // Bands of about 2048 left rows: 132 tiles at once then span about 2048 rows of either operand.
+  const i64 band = smaller(larger(2048 / variant.left, 1), left_tiles);
+  return {.variant = best,
+          .schedule = variant.schedule,
+          .tile_m = swapped ? variant.right : variant.left,
+          .tile_n = swapped ? variant.left : variant.right,
+          .tile_k = kStepBytes,
+          .stages = variant.stages,
+          .cluster = variant.cluster,
+          .threads = variant.threads(),
+          .smem_bytes = smem_bytes(variant, b_scales_per_row),
+          .left_tiles = static_cast<int>(left_tiles),
+          .right_tiles = static_cast<int>(right_tiles),
+          .band = static_cast<int>(band),
+          .grid = static_cast<int>(clusters * variant.cluster)};
+}
+
+inline std::string describe(const Config& config) {
+  const auto number = [](int value) { return std::to_string(value); };
+  return std::string(config.schedule == Schedule::rows ? "rows" : "swap_ab") + " tile " + number(config.tile_m) + "x" +
+         number(config.tile_n) + "x" + number(config.tile_k) + " stages " + number(config.stages) + " cluster " +
+         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) + " grid " +
+         number(config.grid);
+}
+
+}  // namespace glm5::fp8_gemm_sm90
