@@ -43,6 +43,8 @@ struct TmaMatrix {
   i64 row_stride;  // in elements
   int box_rows, box_columns;
   CUtensorMapSwizzle swizzle;
+  i64 batches = 0;       // 0: the map has two dimensions; else a third one
+  i64 batch_stride = 0;  // in elements
 };
 
 // name is the argument's, for the message.
@@ -55,13 +57,20 @@ inline CUtensorMap tma_descriptor(const TmaMatrix& matrix, const char* op, const
   require(stride_bytes > 0 && stride_bytes % kTmaAlignment == 0, op, ": the stride of ", name,
           " must be a positive multiple of ", kTmaAlignment / matrix.element_bytes, " elements on CUDA, got ",
           matrix.row_stride);
-  const cuuint64_t lengths[] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride_bytes)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows)};
-  const cuuint32_t steps[] = {1, 1};
+  // Nor is that of a single batch. A batch may be closer than a row: heads of one token lie side by side.
+  const i64 batch_bytes = matrix.batches > 1 ? matrix.batch_stride * matrix.element_bytes : stride_bytes;
+  require(batch_bytes > 0 && batch_bytes % kTmaAlignment == 0, op, ": the batch stride of ", name,
+          " must be a positive multiple of ", kTmaAlignment / matrix.element_bytes, " elements on CUDA, got ",
+          matrix.batch_stride);
+  const cuuint64_t lengths[] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows),
+                                static_cast<cuuint64_t>(matrix.batches)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride_bytes), static_cast<cuuint64_t>(batch_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows), 1};
+  const cuuint32_t steps[] = {1, 1, 1};
+  const int rank = matrix.batches == 0 ? 2 : 3;
   CUtensorMap map;
-  const CUresult status = encode_tiled(op)(&map, matrix.dtype, 2, const_cast<void*>(matrix.data), lengths, strides, box,
-                                           steps, CU_TENSOR_MAP_INTERLEAVE_NONE, matrix.swizzle,
+  const CUresult status = encode_tiled(op)(&map, matrix.dtype, rank, const_cast<void*>(matrix.data), lengths, strides,
+                                           box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, matrix.swizzle,
                                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(status == CUDA_SUCCESS, op, ": the driver refused the tensor map of ", name, " (CUresult ",
           static_cast<int>(status), ")");

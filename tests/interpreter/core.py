@@ -5,36 +5,37 @@ interface, exported by the same shared object, does neither. So the object is op
 """
 
 import ctypes
+import functools
 import glob
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import sys
-from ctypes import c_char_p, c_int, c_int64, c_uint16, c_uint32, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_uint16, c_uint32, c_uint64, c_void_p
 
 PACKAGE = "bochscpu-python"
-VERSIONS = ("0.4.0",)  # the layouts and model numbers below are this version's
-
-# Positions in the core's list of processors.
-CANNON_LAKE, SAPPHIRE_RAPIDS = 27, 30
+# The layouts below are this version's, and so is the processor: Cannon Lake, the least one that has what our AVX-512
+# kernels want (F, CD, DQ, BW, VL, IFMA, VBMI). What they must not use, such as VNNI and BF16, is an invalid opcode.
+VERSIONS = ("0.4.0",)
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 ES, CS, SS, DS, FS, GS = range(6)
 INVLPG = 15  # what the hook `tlb_cntrl` is told for that instruction
 
 
+_HOOKS = (
+    "ctx", "reset", "hlt", "mwait", "cnear_branch_taken", "cnear_branch_not_taken", "ucnear_branch", "far_branch",
+    "opcode", "interrupt", "exception", "hw_interrupt", "tlb_cntrl", "cache_cntrl", "prefetch_hint", "clflush",
+    "before_execution", "after_execution", "repeat_iteration", "inp", "inp2", "outp", "lin_access", "phy_access",
+    "wrmsr", "vmexit",
+)  # fmt: skip
+
+
 class Hooks(ctypes.Structure):
     """Functions that the core calls; null where none is wanted."""
 
-    _fields_ = [
-        (name, c_void_p)
-        for name in (
-            "ctx reset hlt mwait cnear_branch_taken cnear_branch_not_taken ucnear_branch far_branch opcode interrupt "
-            "exception hw_interrupt tlb_cntrl cache_cntrl prefetch_hint clflush before_execution after_execution "
-            "repeat_iteration inp inp2 outp lin_access phy_access wrmsr vmexit"
-        ).split()
-    ]
+    _fields_ = [(name, c_void_p) for name in _HOOKS]
 
 
 HltHook = ctypes.CFUNCTYPE(None, c_void_p, c_uint32)
@@ -45,6 +46,7 @@ _NUMBER = c_uint32  # every function below whose name starts with cpu_ takes the
 _SEGMENT = (c_uint32, c_uint16, c_uint64, c_uint32, c_uint16)  # present, selector, base, limit, attributes
 _FUNCTIONS = {
     "bochscpu_mem_page_insert": (None, c_uint64, c_void_p),
+    "bochscpu_mem_page_remove": (None, c_uint64),
     "bochscpu_mem_missing_page": (None, MissingPage),
     "bochscpu_cpu_new": (c_void_p, c_uint32),
     "bochscpu_cpu_run": (None, c_void_p, c_void_p),
@@ -69,8 +71,6 @@ _FUNCTIONS = {
     "cpu_set_fp_cw": (None, _NUMBER, c_uint16),
     "cpu_set_fp_tw": (None, _NUMBER, c_uint16),
     "cpu_set_mode": (None, _NUMBER),
-    "sim_get_param_enum": (c_void_p, c_char_p),
-    "_ZN15bx_param_enum_c3setEl": (None, c_void_p, c_int64),  # bx_param_enum_c::set(long)
 }
 
 
@@ -94,6 +94,7 @@ def reason_against() -> str | None:
     return None if shared_object() else f"{PACKAGE} is installed without its shared object"
 
 
+@functools.cache
 def open_core() -> ctypes.CDLL:
     path = shared_object()
     process = ctypes.CDLL(None)

@@ -20,8 +20,6 @@ class Region:
     begin: int
     end: int
     permissions: str
-    offset: int
-    file: str  # "device inode path"; device 00:00 for anonymous memory
 
     @property
     def flags(self) -> int:
@@ -46,9 +44,9 @@ _kept: list[mmap.mmap] = []
 def parse_regions(text: str) -> list[Region]:
     regions = []
     for line in text.splitlines():
-        addresses, permissions, offset, file = line.split(" ", 3)
+        addresses, permissions, _ = line.split(" ", 2)
         begin, end = (int(word, 16) for word in addresses.split("-"))
-        regions.append(Region(begin, end, permissions, int(offset, 16), file))
+        regions.append(Region(begin, end, permissions))
     return regions
 
 
@@ -59,7 +57,10 @@ class Memory:
         self.regions: list[Region] = []
         self._begins: list[int] = []
         self._text = ""
-        self._physical: dict[int, tuple[int, Region | None]] = {}
+        self._physical: dict[int, int] = {}
+        self._code: list[int] = []
+        self._code_entries: list[tuple[ctypes.Array, int]] = []
+        self._used = 0
         self._next_physical = PAGE
         self._pool = anonymous_pages(_TABLES)
         self._pool_physical = [self._insert(self._pool + i * PAGE) for i in range(_TABLES)]
@@ -69,10 +70,11 @@ class Memory:
     def add_system_page(self, address: int, flags: int) -> None:
         """A page of the guest's own system, mapped always."""
         self.system_pages.append((address, flags))
-        self._map(address, flags, None)
+        self._map(address, flags)
 
     def refresh(self) -> None:
         """Reads the process's mappings again; forgets every page of the guest if any of them changed."""
+        self._forget_code()
         with open("/proc/self/maps") as maps:
             text = maps.read()
         if text == self._text:
@@ -81,7 +83,7 @@ class Memory:
         self._begins = [region.begin for region in self.regions]
         self._clear()
         for address, flags in self.system_pages:
-            self._map(address, flags, None)
+            self._map(address, flags)
 
     def region_at(self, address: int) -> Region | None:
         i = bisect.bisect_right(self._begins, address) - 1
@@ -103,11 +105,11 @@ class Memory:
             return False
         first = address & -PAGE
         for page in range(first, min(first + FAULT_AROUND * PAGE, region.end), PAGE):
-            self._map(page, region.flags, region)
+            self._map(page, region.flags)
         return True
 
     def _clear(self) -> None:
-        ctypes.memset(self._pool, 0, getattr(self, "_used", 0) * PAGE)
+        ctypes.memset(self._pool, 0, self._used * PAGE)
         self._used = 1
         self._tables = {self.root: _Table.from_address(self._pool)}
 
@@ -116,19 +118,23 @@ class Memory:
         self.core.bochscpu_mem_page_insert(physical, address)
         return physical
 
-    def _physical_page(self, page: int, region: Region | None) -> int:
-        # The core keeps decoded instructions by physical address, so code that may have changed gets a new one.
-        physical, seen = self._physical.get(page, (0, None))
-        changed = region is not None and region.permissions[2] == "x" and (
-            seen is None or (seen.file, seen.offset, seen.begin) != (region.file, region.offset, region.begin)
-            or region.file.startswith("00:00")
-        )
-        if not physical or changed:
-            physical = self._insert(page)
-        self._physical[page] = physical, region
-        return physical
+    def _physical_page(self, page: int, executable: bool) -> int:
+        if executable:
+            self._code.append(self._insert(page))
+            return self._code[-1]
+        if page not in self._physical:
+            self._physical[page] = self._insert(page)
+        return self._physical[page]
 
-    def _map(self, page: int, flags: int, region: Region | None) -> None:
+    def _forget_code(self) -> None:
+        """The core keeps decoded instructions by physical address, so code, which may change, never gets one twice."""
+        for physical in self._code:
+            self.core.bochscpu_mem_page_remove(physical)
+        for table, slot in self._code_entries:
+            table[slot] = 0
+        self._code, self._code_entries = [], []
+
+    def _map(self, page: int, flags: int) -> None:
         table = self._tables[self.root]
         for shift in (39, 30, 21):
             slot = (page >> shift) & 511
@@ -136,8 +142,12 @@ class Memory:
                 table[slot] = self._new_table() | PRESENT | WRITABLE | USER
             table = self._tables[table[slot] & -PAGE]
         slot = (page >> 12) & 511
-        if not table[slot]:
-            table[slot] = self._physical_page(page, region) | flags
+        if table[slot]:
+            return
+        executable = not flags & NO_EXECUTE and bool(flags & USER)
+        table[slot] = self._physical_page(page, executable) | flags
+        if executable:
+            self._code_entries.append((table, slot))
 
     def _new_table(self) -> int:
         if self._used == _TABLES:

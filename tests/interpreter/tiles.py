@@ -1,8 +1,8 @@
 """AMX, which the core lacks: its instructions arrive as invalid opcodes and are executed here.
 
-The arithmetic is Intel's pseudo-code for TDPBF16PS (Software Developer's Manual, volume 2): for every output two chains of
-f32 fused multiply-adds, over the even and the odd elements of k, in ascending k; their sum is added to the tile. Rounding
-to nearest even, subnormal inputs and results are zero, MXCSR plays no part.
+The arithmetic is Intel's pseudo-code for TDPBF16PS (Software Developer's Manual, volume 2): for every output two chains
+of f32 fused multiply-adds, over the even and the odd elements of k, in ascending k; their sum is added to the tile.
+Rounding is to nearest even, subnormal inputs and results are zero, MXCSR plays no part.
 """
 
 import ctypes
@@ -115,8 +115,8 @@ def to_f32(exact: np.ndarray) -> np.ndarray:
 def dot_bf16(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """c[m, n] + a[m, k, 2] · b[k, n, 2]: f32, and bf16 bits.
 
-    A product of two bf16 numbers is exact in f64, and f64 is wide enough that rounding its sum with an f32 number to f64
-    and then to f32 is rounding it once: where a sum needs more than 53 bits the smaller term is far below half a unit.
+    A product of two bf16 numbers is exact in f64, and rounding its sum with an f32 number to f64 and then to f32 is
+    rounding it once: where that sum needs more than 53 bits, the smaller term is far below half a unit of the other.
     """
     left, right = bf16_to_f64(a), bf16_to_f64(b)
     with np.errstate(all="ignore"):
@@ -209,20 +209,34 @@ class Tiles:
         rows, size = self._shape(tile)
         loaded = np.zeros((MAX_ROWS, MAX_BYTES), np.uint8)
         loaded[: self.start_row] = self.data[tile, : self.start_row]
-        for row in range(self.start_row, rows):
-            address = (base + row * stride) % 2**64
-            self._guard(address, size, False)
-            ctypes.memmove(loaded.ctypes.data + row * MAX_BYTES, address, size)
+        if (memory := self._rows_at(base, stride, rows, size, False)) is not None:
+            loaded[self.start_row : rows, :size] = memory[self.start_row :]
+        else:
+            for row in range(self.start_row, rows):
+                address = (base + row * stride) % 2**64
+                self._guard(address, size, False)
+                ctypes.memmove(loaded.ctypes.data + row * MAX_BYTES, address, size)
         self.data[tile], self.start_row = loaded, 0
 
     def _store(self, tile: int, base: int, stride: int) -> None:
         rows, size = self._shape(tile)
-        source = self.data[tile].tobytes()
-        for row in range(self.start_row, rows):
-            address = (base + row * stride) % 2**64
-            self._guard(address, size, True)
-            ctypes.memmove(address, source[row * MAX_BYTES : row * MAX_BYTES + size], size)
+        if stride >= size and (memory := self._rows_at(base, stride, rows, size, True)) is not None:
+            memory[self.start_row :] = self.data[tile, self.start_row : rows, :size]
+        else:
+            source = self.data[tile].tobytes()
+            for row in range(self.start_row, rows):
+                address = (base + row * stride) % 2**64
+                self._guard(address, size, True)
+                ctypes.memmove(address, source[row * MAX_BYTES : row * MAX_BYTES + size], size)
         self.start_row = 0
+
+    def _rows_at(self, base: int, stride: int, rows: int, size: int, write: bool) -> np.ndarray | None:
+        """The rows in memory at once; None where they must be looked at one by one."""
+        span = stride * (rows - 1) + size
+        if span >= 2**32 or not self.allows(base, span, write):
+            return None
+        buffer = (ctypes.c_char * span).from_address(base)
+        return np.ndarray((rows, size), np.uint8, buffer, strides=(stride, 1))
 
     def _multiply(self, out: int, left: int, right: int) -> None:
         if len({out, left, right}) < 3:

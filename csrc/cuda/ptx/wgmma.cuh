@@ -64,4 +64,51 @@ __device__ __forceinline__ void wgmma_m64k32_f32_e4m3_e4m3(f32 (&d)[kRegisters],
   }(std::make_integer_sequence<int, kRegisters>{});
 }
 
+// The dimension along which an operand has unit stride: k, or its rows (m or n). Only 16-bit types know the second.
+enum class Major : int { k, rows };
+
+// Descriptor of a row-major operand: blocks of 64 rows by 64 k of 16-bit values that follow one another; a block has one line
+// of 128 bytes (64 rows) per k, swizzled as above. Bits 16-29: bytes from one block to the next / 16; 32-45: bytes from 8 k
+// to the next 8 k / 16. A step of 16 k is 16 lines; a step of 64 rows is a block, 8 KiB as in a K-major operand.
+__device__ __forceinline__ u64 wgmma_descriptor_row_major(const void* operand) {
+  return (u64{1} << 62) | (u64{1024 >> 4} << 32) | (u64{8192 >> 4} << 16) | ((smem_address(operand) & 0x3ffff) >> 4);
+}
+
+template <Major kMajor>
+__device__ __forceinline__ u64 wgmma_descriptor_of(const void* operand) {
+  return kMajor == Major::k ? wgmma_descriptor(operand) : wgmma_descriptor_row_major(operand);
+}
+
+// 16 k of 16-bit values.
+template <Major kMajor>
+constexpr u64 kDescriptorStepK16 = kMajor == Major::k ? 16 * 2 >> 4 : 16 * 128 >> 4;
+
+template <Major kMajor>
+constexpr cute::SM90::GMMA::Major kCuteMajor =
+    kMajor == Major::k ? cute::SM90::GMMA::Major::K : cute::SM90::GMMA::Major::MN;
+
+template <int kN, Major kA, Major kB>
+struct WgmmaBf16;
+template <Major kA, Major kB>
+struct WgmmaBf16<16, kA, kB> : cute::SM90::GMMA::MMA_64x16x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+template <Major kA, Major kB>
+struct WgmmaBf16<32, kA, kB> : cute::SM90::GMMA::MMA_64x32x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+template <Major kA, Major kB>
+struct WgmmaBf16<64, kA, kB> : cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+template <Major kA, Major kB>
+struct WgmmaBf16<128, kA, kB> : cute::SM90::GMMA::MMA_64x128x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+template <Major kA, Major kB>
+struct WgmmaBf16<192, kA, kB> : cute::SM90::GMMA::MMA_64x192x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+template <Major kA, Major kB>
+struct WgmmaBf16<256, kA, kB> : cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+
+// d[64, n] = a[64, 16] b[n, 16]^T, plus d where `accumulate`. Registers as above.
+template <Major kA, Major kB, int kRegisters>
+__device__ __forceinline__ void wgmma_m64k16_f32_bf16_bf16(f32 (&d)[kRegisters], u64 a, u64 b, bool accumulate) {
+  using cute::SM90::GMMA::ScaleOut;
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    WgmmaBf16<2 * kRegisters, kA, kB>::fma(a, b, d[kIndex]..., accumulate ? ScaleOut::One : ScaleOut::Zero);
+  }(std::make_integer_sequence<int, kRegisters>{});
+}
+
 }  // namespace glm5::ptx

@@ -94,6 +94,10 @@ GLM5_INLINE void multiply_block(const f32* a, const f32* panel, const f32* const
   for (int r = 0; r < Rows; ++r) part[r][0] = part[r][1] = _mm256_setzero_ps();
 #pragma GCC unroll 1
   for (i64 k = 0; k < cpu::kGemmBlock; k += cpu::kGemmStep) {
+    // The next rows come from the L2 cache: a quarter of them with each step.
+    const f32* next = a + Rows * (cpu::kGemmBlock + k);
+#pragma GCC unroll 8
+    for (int line = 0; line < 2 * Rows; ++line) _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
     multiply_step<Rows>(a + k, panel + k * kPanel, step);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {

@@ -43,7 +43,7 @@ constexpr int kStagingBytes = 2048;
 // memory, and 46 B of what the L2 gives when all 132 ask. "clocks" are those of the multiplication of one step, "L2" the
 // bytes per clock it then asks for.
 constexpr Variant kVariants[] = {
-    // Weights stream and tokens stay in L2: as many bytes in flight as fit. 17 x 12.4 KiB, and so on.
+    // Weights stream, tokens stay in L2: about 200 KiB in flight per SM.
     {Schedule::swap_ab, 64, 16, 1, 20, false},
     {Schedule::swap_ab, 64, 32, 1, 16, false},
     {Schedule::swap_ab, 64, 64, 1, 12, false},
@@ -71,7 +71,7 @@ struct Config {
   Schedule schedule;
   int tile_m, tile_n, tile_k;
   int stages, cluster, threads, smem_bytes;
-  int left_tiles, right_tiles;  // right_tiles rounded up to whole clusters
+  i64 left_tiles, right_tiles;  // right_tiles rounded up to whole clusters
   int band;                     // of TileGrid
   int grid;                     // blocks
 };
@@ -98,26 +98,20 @@ constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int 
   return larger(ceil_div(clusters, at_once) * tile, memory);
 }
 
-// m, n, k > 0.
-constexpr Config choose_config(i64 m, i64 n, i64 k, bool b_scales_per_row = false, int sms = 132) {
-  int best = -1;
-  i64 best_clocks = 0;
-  for (int i = 0; i < kVariantCount; ++i) {
-    if ((b_scales_per_row && !kVariants[i].per_row) || kVariants[i].cluster > sms) continue;
-    const i64 clocks = estimated_clocks(kVariants[i], m, n, k, sms);
-    if (best < 0 || clocks < best_clocks) {  // the first of equals: the smaller tile
-      best = i;
-      best_clocks = clocks;
-    }
-  }
-  const Variant& variant = kVariants[best];
+constexpr bool can_run(const Variant& variant, bool b_scales_per_row, int sms) {
+  return (variant.per_row || !b_scales_per_row) && variant.cluster <= sms;
+}
+
+// How a given variant runs a problem. m, n, k > 0.
+constexpr Config config_of(int variant_index, i64 m, i64 n, bool b_scales_per_row = false, int sms = 132) {
+  const Variant& variant = kVariants[variant_index];
   const bool swapped = variant.schedule == Schedule::swap_ab;
   const i64 left_tiles = ceil_div(swapped ? n : m, variant.left);
   const i64 right_tiles = round_up(ceil_div(swapped ? m : n, variant.right), variant.cluster);
   const i64 clusters = smaller(left_tiles * (right_tiles / variant.cluster), sms / variant.cluster);
   // Bands of about 2048 left rows: 132 tiles at once then span about 2048 rows of either operand.
-  const i64 band = smaller(larger(2048 / variant.left, 1), left_tiles);
-  return {.variant = best,
+  const i64 band = smaller(2048 / variant.left, left_tiles);
+  return {.variant = variant_index,
           .schedule = variant.schedule,
           .tile_m = swapped ? variant.right : variant.left,
           .tile_n = swapped ? variant.left : variant.right,
@@ -126,10 +120,25 @@ constexpr Config choose_config(i64 m, i64 n, i64 k, bool b_scales_per_row = fals
           .cluster = variant.cluster,
           .threads = variant.threads(),
           .smem_bytes = smem_bytes(variant, b_scales_per_row),
-          .left_tiles = static_cast<int>(left_tiles),
-          .right_tiles = static_cast<int>(right_tiles),
+          .left_tiles = left_tiles,
+          .right_tiles = right_tiles,
           .band = static_cast<int>(band),
           .grid = static_cast<int>(clusters * variant.cluster)};
+}
+
+// m, n, k > 0.
+constexpr Config choose_config(i64 m, i64 n, i64 k, bool b_scales_per_row = false, int sms = 132) {
+  int best = -1;
+  i64 best_clocks = 0;
+  for (int i = 0; i < kVariantCount; ++i) {
+    if (!can_run(kVariants[i], b_scales_per_row, sms)) continue;
+    const i64 clocks = estimated_clocks(kVariants[i], m, n, k, sms);
+    if (best < 0 || clocks < best_clocks) {  // the first of equals: the smaller tile
+      best = i;
+      best_clocks = clocks;
+    }
+  }
+  return config_of(best, m, n, b_scales_per_row, sms);
 }
 
 inline std::string describe(const Config& config) {

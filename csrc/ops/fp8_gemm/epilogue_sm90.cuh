@@ -2,7 +2,7 @@
 //
 // Plain stores, not the copy engine: any stride and alignment of out, any m and n and accumulation take one path, and once
 // issued nobody waits for them. A register of 8 columns goes to shared memory without bank conflicts; each row (swapped:
-// each token) then leaves as whole 32-byte sectors.
+// each row of out) then leaves as whole 32-byte sectors.
 #pragma once
 
 #include "core/tensor.h"
@@ -17,26 +17,53 @@ struct Output {
   bool rows_are_aligned;  // every row of out starts at a multiple of 16 bytes
 };
 
-__device__ __forceinline__ f32 load_f32(const f32* from) { return *from; }
-__device__ __forceinline__ f32 load_f32(const bf16* from) {
-  return __uint_as_float(static_cast<u32>(reinterpret_cast<const u16*>(from)[0]) << 16);
+template <class Out>
+__device__ __forceinline__ Out* out_at(const Output& output, int i, int j) {
+  return static_cast<Out*>(output.out.data) + i * output.out.stride[0] + j;
 }
 
-template <bool kSwapped>
-struct Place {
-  int i, j;  // of out[i, j]
-  __device__ __forceinline__ Place(int left, int right) : i(kSwapped ? right : left), j(kSwapped ? left : right) {}
-};
+__device__ __forceinline__ f32 load_f32(const f32* from) { return *from; }
+__device__ __forceinline__ f32 load_f32(const bf16* from) { return __uint_as_float(u32{from->bits} << 16); }
 
-// total += out, in f32, in accumulator order.
+__device__ __forceinline__ float2 load_pair(const f32* from) { return *reinterpret_cast<const float2*>(from); }
+__device__ __forceinline__ float2 load_pair(const bf16* from) {
+  const u32 pair = *reinterpret_cast<const u32*>(from);
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
+}
+
+// total += out, in f32, in accumulator order: registers i and i + 1 are neighbours in a row, i + 2 is 8 rows below.
 template <bool kSwapped, class Out, int kRight>
 __device__ __forceinline__ void add_out(const Output& output, f32 (&total)[kRight / 2], int left_row, int right_row) {
-  const int lane = threadIdx.x % 32;
-  const Tensor<Out, 2> out = output.out.as<Out>();
+  const int left = left_row + threadIdx.x % 32 / 4, right = right_row + threadIdx.x % 4 * 2;
+  const bool whole = output.rows_are_aligned && right_row + kRight <= output.n;
 #pragma unroll
-  for (int i = 0; i < kRight / 2; ++i) {
-    const Place<kSwapped> place(left_row + lane / 4 + i / 2 % 2 * 8, right_row + i / 4 * 8 + lane % 4 * 2 + i % 2);
-    if (place.i < output.m && place.j < output.n) total[i] = __fadd_rn(load_f32(out.at(place.i, place.j)), total[i]);
+  for (int half = 0; half < 2; ++half) {
+    if constexpr (kSwapped) {
+      const Out* column = out_at<Out>(output, right, left + 8 * half);
+#pragma unroll
+      for (int i = 2 * half; i < kRight / 2; i += i % 2 == 0 ? 1 : 3) {
+        const int ahead = i / 4 * 8 + i % 2;
+        if (right + ahead < output.m && left + 8 * half < output.n) {
+          total[i] = __fadd_rn(load_f32(column + ahead * output.out.stride[0]), total[i]);
+        }
+      }
+    } else if (left + 8 * half < output.m) {
+      const Out* row = out_at<Out>(output, left + 8 * half, right);
+      if (whole) {
+#pragma unroll
+        for (int i = 2 * half; i < kRight / 2; i += 4) {
+          const float2 pair = load_pair(row + i / 4 * 8);
+          total[i] = __fadd_rn(pair.x, total[i]);
+          total[i + 1] = __fadd_rn(pair.y, total[i + 1]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 2 * half; i < kRight / 2; i += i % 2 == 0 ? 1 : 3) {
+          const int ahead = i / 4 * 8 + i % 2;
+          if (right + ahead < output.n) total[i] = __fadd_rn(load_f32(row + ahead), total[i]);
+        }
+      }
+    }
   }
 }
 
@@ -51,68 +78,69 @@ __device__ __forceinline__ void put_one(u8* to, f32 value, bf16) {
   *reinterpret_cast<u16*>(to) = static_cast<u16>(ptx::cvt_rn_bf16x2_f32(0.0f, value));
 }
 
-// 16 bytes of row i of out from column j on.
-template <class Out>
-__device__ __forceinline__ void write_piece(const Output& output, int i, int j, uint4 piece) {
-  constexpr int kValues = 16 / sizeof(Out);
-  if (i >= output.m || j >= output.n) return;
-  Out* to = output.out.as<Out>().at(i, j);
-  if (output.rows_are_aligned && j + kValues <= output.n) {
-    *reinterpret_cast<uint4*>(to) = piece;
+// Where piece p of a chunk lies in shared memory, and where it goes. Not swapped: rows of 128 bytes, whose 16-byte pieces
+// are exchanged by the row's number, so that the eight rows that a register of the warp spans lie in different banks.
+// Swapped: the 16 left rows of a column lie side by side.
+template <bool kSwapped, class Out, int kColumns>
+struct Piece {
+  static constexpr int kValues = 16 / sizeof(Out);
+  static constexpr int kPerRow = (kSwapped ? 16 : kColumns) / kValues;  // of out
+  static constexpr int kCount = 16 * kColumns / kValues;
+  int offset, i, j;  // bytes; from the chunk's first row and column of out
+
+  __device__ __forceinline__ explicit Piece(int p) : i(p / kPerRow), j(p % kPerRow * kValues) {
+    offset = kSwapped ? p * 16 : i * 128 + (p % kPerRow ^ i % 8) * 16;
+  }
+};
+
+// Writes a chunk that starts at out[i, j] from shared memory.
+template <bool kSwapped, class Out, int kColumns>
+__device__ __forceinline__ void write_chunk(const Output& output, const u8* staging, int i, int j) {
+  using Place = Piece<kSwapped, Out, kColumns>;
+  const int lane = threadIdx.x % 32;
+  constexpr int kHeight = kSwapped ? kColumns : 16, kWidth = kSwapped ? 16 : kColumns;
+  if (output.rows_are_aligned && i + kHeight <= output.m && j + kWidth <= output.n) {
+#pragma unroll
+    for (int p = 0; p < Place::kCount; p += 32) {
+      const Place place(p + lane);
+      *reinterpret_cast<uint4*>(out_at<Out>(output, i + place.i, j + place.j)) =
+          *reinterpret_cast<const uint4*>(staging + place.offset);
+    }
     return;
   }
-  const u32 words[] = {piece.x, piece.y, piece.z, piece.w};
-#pragma unroll
-  for (int v = 0; v < kValues; ++v) {
-    if (j + v >= output.n) break;
-    if constexpr (sizeof(Out) == 4) {
-      reinterpret_cast<u32*>(to)[v] = words[v];
+#pragma unroll 1
+  for (int p = lane; p < Place::kCount; p += 32) {
+    const Place place(p);
+    const int columns = output.n - j - place.j;
+    if (i + place.i >= output.m) continue;
+    Out* to = out_at<Out>(output, i + place.i, j + place.j);
+    if (output.rows_are_aligned && columns >= Place::kValues) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staging + place.offset);
     } else {
-      reinterpret_cast<u16*>(to)[v] = static_cast<u16>(words[v / 2] >> (v % 2 * 16));
+#pragma unroll 1
+      for (int v = 0; v < Place::kValues && v < columns; ++v) to[v] = reinterpret_cast<const Out*>(staging + place.offset)[v];
     }
   }
 }
 
-// Columns first_column.. of the tile, kColumns of them. Rows of 128 bytes in shared memory, whose 16-byte pieces are
-// exchanged by the row's number: the eight rows that a register of the warp spans then lie in different banks.
-template <class Out, int kColumns>
+// Columns of the tile from right_row on, kColumns of them; total is the first one's register.
+template <bool kSwapped, class Out, int kColumns>
 __device__ __forceinline__ void store_chunk(const Output& output, const f32* total, u8* staging, int left_row,
                                             int right_row) {
-  constexpr int kPieces = kColumns * sizeof(Out) / 16;  // per row
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kColumns / 2; i += 2) {
-    const int row = lane / 4 + i / 2 % 2 * 8, byte = (i / 4 * 8 + lane % 4 * 2) * sizeof(Out);
-    put_pair(staging + row * 128 + ((byte / 16 ^ row % 8) * 16 + byte % 16), total[i], total[i + 1], Out{});
+    const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2;
+    if constexpr (kSwapped) {
+      put_one(staging + (column * 16 + row) * sizeof(Out), total[i], Out{});
+      put_one(staging + ((column + 1) * 16 + row) * sizeof(Out), total[i + 1], Out{});
+    } else {
+      const int byte = column * sizeof(Out);
+      put_pair(staging + row * 128 + ((byte / 16 ^ row % 8) * 16 + byte % 16), total[i], total[i + 1], Out{});
+    }
   }
   __syncwarp();
-#pragma unroll
-  for (int first = 0; first < 16 * kPieces; first += 32) {
-    const int row = (first + lane) / kPieces, piece = (first + lane) % kPieces;
-    const uint4 values = *reinterpret_cast<const uint4*>(staging + row * 128 + (piece ^ row % 8) * 16);
-    write_piece<Out>(output, left_row + row, right_row + piece * (16 / static_cast<int>(sizeof(Out))), values);
-  }
-  __syncwarp();
-}
-
-// The same, transposed: in shared memory the 16 left rows of a column lie side by side.
-template <class Out, int kColumns>
-__device__ __forceinline__ void store_chunk_swapped(const Output& output, const f32* total, u8* staging, int left_row,
-                                                    int right_row) {
-  constexpr int kPieces = sizeof(Out);  // 16 values, in pieces of 16 bytes
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < kColumns / 2; ++i) {
-    const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    put_one(staging + (column * 16 + row) * sizeof(Out), total[i], Out{});
-  }
-  __syncwarp();
-#pragma unroll
-  for (int first = 0; first < kColumns * kPieces; first += 32) {
-    const int column = (first + lane) / kPieces, piece = (first + lane) % kPieces;
-    const uint4 values = *reinterpret_cast<const uint4*>(staging + (first + lane) * 16);
-    write_piece<Out>(output, right_row + column, left_row + piece * (16 / static_cast<int>(sizeof(Out))), values);
-  }
+  write_chunk<kSwapped, Out, kColumns>(output, staging, kSwapped ? right_row : left_row, kSwapped ? left_row : right_row);
   __syncwarp();
 }
 
@@ -120,22 +148,14 @@ template <bool kSwapped, class Out, int kRight>
 __device__ __forceinline__ void store_as(const Output& output, f32 (&total)[kRight / 2], u8* staging, int left_row,
                                          int right_row) {
   constexpr int kWidth = 128 / sizeof(Out);  // columns that 2 KiB hold
+  constexpr int kRest = kRight % kWidth, kWhole = kRight - kRest;
   if (output.accumulate) add_out<kSwapped, Out, kRight>(output, total, left_row, right_row);
 #pragma unroll
-  for (int column = 0; column + kWidth <= kRight; column += kWidth) {
-    if constexpr (kSwapped) {
-      store_chunk_swapped<Out, kWidth>(output, total + column / 2, staging, left_row, right_row + column);
-    } else {
-      store_chunk<Out, kWidth>(output, total + column / 2, staging, left_row, right_row + column);
-    }
+  for (int column = 0; column < kWhole; column += kWidth) {
+    store_chunk<kSwapped, Out, kWidth>(output, total + column / 2, staging, left_row, right_row + column);
   }
-  if constexpr (kRight % kWidth != 0) {
-    constexpr int kRest = kRight % kWidth, kFirst = kRight - kRest;
-    if constexpr (kSwapped) {
-      store_chunk_swapped<Out, kRest>(output, total + kFirst / 2, staging, left_row, right_row + kFirst);
-    } else {
-      store_chunk<Out, kRest>(output, total + kFirst / 2, staging, left_row, right_row + kFirst);
-    }
+  if constexpr (kRest != 0) {
+    store_chunk<kSwapped, Out, kRest>(output, total + kWhole / 2, staging, left_row, right_row + kWhole);
   }
 }
 

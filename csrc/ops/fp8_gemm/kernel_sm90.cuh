@@ -2,7 +2,7 @@
 //
 //   producer    one warp fills a ring of stages: 128 of k of both operands (128-byte rows, 128-byte swizzle) and their scales.
 //               Scales that belong to single rows come by the copy engine; block scales, whose strides are free, are read
-//               32 groups at a time, one per lane, a batch ahead.
+//               32 groups at a time, one per lane.
 //   consumers   one or two warpgroups, each with 64 left rows (two slabs of 64 where left = 256). A group's product starts
 //               from zero in `part` and is promoted into `total` by one fused multiply-add per element.
 //
@@ -15,6 +15,7 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "cuda/launch.h"
 #include "cuda/pipeline.cuh"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/cp_async_bulk_tensor.cuh"
@@ -28,7 +29,7 @@
 namespace glm5::fp8_gemm_sm90 {
 
 // One call, by value.
-struct alignas(64) KernelArgs {
+struct KernelArgs {
   CUtensorMap left, right;                // e4m3 [rows, k]
   CUtensorMap left_scales, right_scales;  // f32 [groups, rows]; the side with block scales leaves its own unused
   Tensor<const f32, 2> block_scales;      // [blocks of 128 rows of b, groups]
@@ -46,16 +47,20 @@ struct Tile {
   static constexpr int kWarpgroups = kShape.consumer_warpgroups(), kConsumerWarps = 4 * kWarpgroups;
   static constexpr int kConsumerThreads = kShape.consumer_threads(), kThreads = kShape.threads();
   static constexpr int kSlabs = kLeft / 64 / kWarpgroups;  // of 64 rows, per consumer warpgroup
-  // A second part where total and two parts leave 40 of 240 registers: half of `right` each.
-  static constexpr bool kTwoParts = kSlabs == 1 && kRight <= 128;
 
   // Which operands have a scale per row. The other (b, unless kPerRow) has one per block of 128 rows.
   static constexpr bool kLeftVector = !kSwapped || kPerRow, kRightVector = kSwapped || kPerRow;
+  // A second part where 240 registers hold total and two parts, half of `right` each, and the scales.
+  static constexpr bool kTwoParts = kSlabs == 1 && kRight <= 128 && !(kWarpgroups == 2 && kPerRow);
   // Tiles start at multiples of their width, so a run of kRun rows of `right` never crosses a block.
   static constexpr int kRun = kRight % 128 == 0 ? 128 : kRight % 64 == 0 ? 64 : 16;
   static constexpr int kRuns = (kRight + kRun - 1) / kRun;
   static constexpr int kRightBlocks = (128 - kRun + kRight + 127) / 128;  // that one tile can touch
   static_assert(kRight % 16 == 0 && kRightBlocks <= 2);
+
+  // Of the 504 registers that three warpgroups are launched with. 128 columns want 192 accumulators; other widths leave
+  // more to a producer that reads two blocks' scales.
+  static constexpr int kConsumerRegisters = kRight == 128 ? 240 : 232, kProducerRegisters = 504 - 2 * kConsumerRegisters;
 
   static constexpr u32 kBytesPerStage = (kLeft + kRight) * kStepBytes + (kLeftVector ? 4 * kLeft : 0) +
                                         (kRightVector ? 4 * kRight : 0);  // that the copy engine brings
@@ -71,88 +76,92 @@ struct SharedStorage {
   cuda::Pipeline<T::kStages> ring;
 };
 
+struct TileCorner {
+  int left_row, right_row;
+  int left_rows;  // from the corner to the end of the left operand
+};
+
+template <class T>
+__device__ __forceinline__ TileCorner corner_of(const KernelArgs& args, int tile, u32 rank) {
+  const cuda::TilePlace place = args.grid.at(tile);
+  const int left_row = place.row * T::kLeft, right_row = (place.column * T::kCluster + static_cast<int>(rank)) * T::kRight;
+  return {left_row, right_row, (T::kSwapped ? args.output.n : args.output.m) - left_row};
+}
+
 // ---- producer ----
 
-// The block scales of one tile, one group at a time. Lane i holds group 32 j + i of batch j; batch j + 1 is under way.
+// The block scales of one tile. Lane i holds group 32 j + i of the j-th batch.
 template <int kBlocks>
 struct BlockScales {
-  const f32* first[kBlocks];  // group 0 of each block
-  i64 stride;
-  int groups, lane;
-  f32 now[kBlocks], next[kBlocks];
+  const KernelArgs& args;
+  int first_block;
+  f32 batch[kBlocks];
 
-  __device__ BlockScales(const KernelArgs& args, int first_row, int lane)
-      : stride(args.block_scales.stride[1]), groups(args.groups), lane(lane) {
+  __device__ __forceinline__ BlockScales(const KernelArgs& args, int first_row) : args(args), first_block(first_row / 128) {}
+
+  __device__ __forceinline__ void fetch(int first_group) {
+    const int group = first_group + threadIdx.x % 32;
     const int last = static_cast<int>(args.block_scales.shape[0]) - 1;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
-      const int block = first_row / 128 + i;
-      first[i] = args.block_scales.at(block < last ? block : last, 0);  // beyond the last, the operand is zero
+      const int block = first_block + i < last ? first_block + i : last;  // beyond the last, the operand is zero
+      batch[i] = group < args.groups ? __ldg(args.block_scales.at(block, group)) : 0.0f;
     }
-    fetch(0);
   }
 
-  __device__ __forceinline__ void fetch(int group) {
+  // Writes the group's scales to a slot. Groups come in ascending order; the whole warp calls.
+  __device__ __forceinline__ void put(int group, f32* slot) {
+    if (group % 32 == 0) fetch(group);
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) next[i] = group + lane < groups ? __ldg(first[i] + (group + lane) * stride) : 0.0f;
-  }
-
-  // Groups come in ascending order. The whole warp calls.
-  __device__ __forceinline__ void at(int group, f32 (&scales)[kBlocks]) {
-    if (group % 32 == 0) {
-#pragma unroll
-      for (int i = 0; i < kBlocks; ++i) now[i] = next[i];
-      fetch(group + 32);
+    for (int i = 0; i < kBlocks; ++i) {
+      const f32 scale = __shfl_sync(0xffffffff, batch[i], group % 32);
+      if (threadIdx.x % 32 == 0) slot[i] = scale;
     }
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) scales[i] = __shfl_sync(0xffffffff, now[i], group % 32);
   }
+};
+
+// Both operands have a scale per row: nothing to do.
+template <>
+struct BlockScales<0> {
+  __device__ __forceinline__ BlockScales(const KernelArgs&, int) {}
+  __device__ __forceinline__ void put(int, f32*) {}
 };
 
 template <class T>
 __device__ __forceinline__ void load_stage(const KernelArgs& args, SharedStorage<T>& smem,
-                                           const cuda::RingPosition<T::kStages>& at, int group, int left_row,
-                                           int right_row, u32 rank) {
-  const int stage = at.stage, k = group * kStepBytes;
+                                           int stage, int group, const TileCorner& corner, u32 rank) {
+  const int k = group * kStepBytes;
   u64* full = &smem.ring.full[stage];
-  smem.ring.arrive_full(at, T::kBytesPerStage);
   if constexpr (T::kCluster == 1) {
-    ptx::cp_async_bulk_tensor_2d(smem.left[stage], &args.left, k, left_row, full);
+    ptx::cp_async_bulk_tensor_2d(smem.left[stage], &args.left, k, corner.left_row, full);
   } else {
     constexpr int kShare = T::kLeft / T::kCluster;
-    ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][rank * kShare], &args.left, k, left_row + rank * kShare, full,
+    ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][rank * kShare], &args.left, k, corner.left_row + rank * kShare, full,
                                            (1 << T::kCluster) - 1);
   }
-  ptx::cp_async_bulk_tensor_2d(smem.right[stage], &args.right, k, right_row, full);
+  ptx::cp_async_bulk_tensor_2d(smem.right[stage], &args.right, k, corner.right_row, full);
   if constexpr (T::kLeftVector) {
-    ptx::cp_async_bulk_tensor_2d(smem.left_scales[stage], &args.left_scales, left_row, group, full);
+    ptx::cp_async_bulk_tensor_2d(smem.left_scales[stage], &args.left_scales, corner.left_row, group, full);
   }
   if constexpr (T::kRightVector) {
-    ptx::cp_async_bulk_tensor_2d(smem.right_scales[stage], &args.right_scales, right_row, group, full);
+    ptx::cp_async_bulk_tensor_2d(smem.right_scales[stage], &args.right_scales, corner.right_row, group, full);
   }
 }
 
 // By one whole warp.
 template <class T>
-__device__ void produce(const KernelArgs& args, SharedStorage<T>& smem, u32 rank) {
-  constexpr bool kHasBlocks = !(T::kLeftVector && T::kRightVector);
-  constexpr int kBlocks = T::kSwapped ? 1 : T::kRightBlocks;
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void produce(const KernelArgs& args, SharedStorage<T>& smem, u32 rank) {
+  constexpr int kBlocks = T::kLeftVector && T::kRightVector ? 0 : T::kSwapped ? 1 : T::kRightBlocks;
   cuda::RingPosition<T::kStages> at;
   for (int tile = blockIdx.x / T::kCluster; tile < args.grid.count(); tile += gridDim.x / T::kCluster) {
-    const cuda::TilePlace place = args.grid.at(tile);
-    const int left_row = place.row * T::kLeft, right_row = (place.column * T::kCluster + rank) * T::kRight;
-    BlockScales<kHasBlocks ? kBlocks : 0> block_scales(args, T::kSwapped ? left_row : right_row, lane);
+    const TileCorner corner = corner_of<T>(args, tile, rank);
+    BlockScales<kBlocks> block_scales(args, T::kSwapped ? corner.left_row : corner.right_row);
     for (int group = 0; group < args.groups; ++group, at.advance()) {
       smem.ring.wait_empty(at);
-      if constexpr (kHasBlocks) {
-        f32 scales[kBlocks];
-        block_scales.at(group, scales);
-        f32* slot = T::kSwapped ? smem.left_scales[at.stage] : smem.right_scales[at.stage];
-        if (lane < kBlocks) slot[lane] = kBlocks == 1 || lane == 0 ? scales[0] : scales[kBlocks - 1];
-        __syncwarp();  // lane 0's arrival below publishes the slot
-      }
-      if (lane == 0) load_stage<T>(args, smem, at, group, left_row, right_row, rank);
+      if (threadIdx.x % 32 == 0) load_stage<T>(args, smem, at.stage, group, corner, rank);
+      // While the copies run. Lane 0's arrival publishes the block scales; the copies' bytes may be counted before it.
+      block_scales.put(group, T::kSwapped ? smem.left_scales[at.stage] : smem.right_scales[at.stage]);
+      if (threadIdx.x % 32 == 0) smem.ring.arrive_full(at, T::kBytesPerStage);
       __syncwarp();
     }
   }
@@ -191,7 +200,6 @@ __device__ __forceinline__ void multiply(f32 (&part)[T::kRight / 2], const Share
                                     step != 0);
   }
   ptx::wgmma_commit_group();
-  ptx::pin(part);
 }
 
 // What a thread needs of the scales of one stage and slab.
@@ -246,90 +254,115 @@ __device__ __forceinline__ void promote(f32 (&total)[T::kRight / 2], const f32 (
   }
 }
 
-// One group of a warpgroup with two parts: starts the next group in `ahead`, then promotes this one from `part`.
+// The end of one group: its product has arrived in `part`.
+template <class T>
+__device__ __forceinline__ void finish(f32 (&total)[T::kRight / 2], f32 (&part)[T::kRight / 2], const Scales<T>& scales,
+                                       SharedStorage<T>& smem, const cuda::RingPosition<T::kStages>& at, bool releases,
+                                       int block_edge, const Lane& me) {
+  ptx::pin(part);
+  if (releases && !T::kRightVector) smem.ring.template release<T::kCluster>(at, me.lane);
+  promote<T>(total, part, scales, block_edge);
+  if (releases && T::kRightVector) smem.ring.template release<T::kCluster>(at, me.lane);  // promote read the stage
+}
+
+// One group of a warpgroup with two parts: starts the next group in `ahead`, then finishes this one in `part`.
 template <class T>
 __device__ __forceinline__ void step_ahead(f32 (&total)[T::kRight / 2], f32 (&part)[T::kRight / 2],
                                            f32 (&ahead)[T::kRight / 2], SharedStorage<T>& smem,
-                                           cuda::RingPosition<T::kStages>& at, bool last, int block_edge, const Lane& me) {
+                                           cuda::RingPosition<T::kStages>& at, int block_edge, const Lane& me) {
   const auto here = at;
-  const int row = slab_row<T>(me, 0);
-  const Scales<T> scales(smem, here.stage, row, me);
   at.advance();
-  if (last) {
-    ptx::wgmma_wait_group<0>();
-  } else {
-    smem.ring.wait_full(at);
-    multiply<T>(ahead, smem, at.stage, row);
-    ptx::wgmma_wait_group<1>();
-  }
-  ptx::pin(part);
-  if constexpr (!T::kRightVector) smem.ring.template release<T::kCluster>(here, me.lane);
-  promote<T>(total, part, scales, block_edge);
-  if constexpr (T::kRightVector) smem.ring.template release<T::kCluster>(here, me.lane);
+  smem.ring.wait_full(at);
+  multiply<T>(ahead, smem, at.stage, slab_row<T>(me, 0));
+  ptx::wgmma_wait_group<1>();
+  finish<T>(total, part, Scales<T>(smem, here.stage, slab_row<T>(me, 0), me), smem, here, true, block_edge, me);
 }
 
 template <class T>
-__device__ __forceinline__ void multiply_ahead(f32 (&total)[1][T::kRight / 2], SharedStorage<T>& smem,
+__device__ __forceinline__ void step_last(f32 (&total)[T::kRight / 2], f32 (&part)[T::kRight / 2], SharedStorage<T>& smem,
+                                          cuda::RingPosition<T::kStages>& at, int block_edge, const Lane& me) {
+  ptx::wgmma_wait_group<0>();
+  finish<T>(total, part, Scales<T>(smem, at.stage, slab_row<T>(me, 0), me), smem, at, true, block_edge, me);
+  at.advance();
+}
+
+// No wgmma under a condition while another is under way: the compiler would wait for each at once (C7518).
+template <class T>
+__device__ __forceinline__ void multiply_ahead(f32 (&total)[T::kSlabs][T::kRight / 2], SharedStorage<T>& smem,
                                                cuda::RingPosition<T::kStages>& at, int groups, int block_edge,
                                                const Lane& me) {
   f32 even[T::kRight / 2], odd[T::kRight / 2];
   smem.ring.wait_full(at);
   multiply<T>(even, smem, at.stage, slab_row<T>(me, 0));
-  for (int group = 0; group < groups; group += 2) {
-    step_ahead<T>(total[0], even, odd, smem, at, group + 1 == groups, block_edge, me);
-    if (group + 1 == groups) break;
-    step_ahead<T>(total[0], odd, even, smem, at, group + 2 == groups, block_edge, me);
+  for (int pairs = (groups - 1) / 2; pairs > 0; --pairs) {
+    step_ahead<T>(total[0], even, odd, smem, at, block_edge, me);
+    step_ahead<T>(total[0], odd, even, smem, at, block_edge, me);
+  }
+  if (groups % 2 == 0) {
+    step_ahead<T>(total[0], even, odd, smem, at, block_edge, me);
+    step_last<T>(total[0], odd, smem, at, block_edge, me);
+  } else {
+    step_last<T>(total[0], even, smem, at, block_edge, me);
   }
 }
 
+// One part, one slab after the other; the other warpgroup multiplies while this one promotes.
 template <class T>
 __device__ __forceinline__ void multiply_in_turn(f32 (&total)[T::kSlabs][T::kRight / 2], SharedStorage<T>& smem,
                                                  cuda::RingPosition<T::kStages>& at, int groups, int left_rows,
                                                  int block_edge, const Lane& me) {
   f32 part[T::kRight / 2];
+  const int slabs = slab_row<T>(me, T::kSlabs - 1) < left_rows ? T::kSlabs : T::kSlabs - 1;
   for (int group = 0; group < groups; ++group, at.advance()) {
     smem.ring.wait_full(at);
 #pragma unroll
     for (int slab = 0; slab < T::kSlabs; ++slab) {
+      if (slab > 0 && slab >= slabs) break;
       const int row = slab_row<T>(me, slab);
-      const bool last = slab + 1 == T::kSlabs;
-      if (row < left_rows) {
-        const Scales<T> scales(smem, at.stage, row, me);
-        multiply<T>(part, smem, at.stage, row);
-        ptx::wgmma_wait_group<0>();
-        ptx::pin(part);
-        if (last && !T::kRightVector) smem.ring.template release<T::kCluster>(at, me.lane);
-        promote<T>(total[slab], part, scales, block_edge);
-        if (last && T::kRightVector) smem.ring.template release<T::kCluster>(at, me.lane);
-      } else if (last) {
-        smem.ring.template release<T::kCluster>(at, me.lane);
-      }
+      const Scales<T> scales(smem, at.stage, row, me);
+      multiply<T>(part, smem, at.stage, row);
+      ptx::wgmma_wait_group<0>();
+      finish<T>(total[slab], part, scales, smem, at, slab + 1 == slabs, block_edge, me);
     }
   }
 }
 
+// A warpgroup whose slabs all lie beyond the left operand keeps the ring going.
 template <class T>
-__device__ void consume(const KernelArgs& args, SharedStorage<T>& smem, u32 rank) {
+__device__ __forceinline__ void pass_on(SharedStorage<T>& smem, cuda::RingPosition<T::kStages>& at, int groups,
+                                        const Lane& me) {
+  for (int group = 0; group < groups; ++group, at.advance()) {
+    smem.ring.wait_full(at);
+    smem.ring.template release<T::kCluster>(at, me.lane);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void consume(const KernelArgs& args, SharedStorage<T>& smem, u32 rank) {
   const Lane me;
-  const Output& output = args.output;
   cuda::RingPosition<T::kStages> at;
   for (int tile = blockIdx.x / T::kCluster; tile < args.grid.count(); tile += gridDim.x / T::kCluster) {
-    const cuda::TilePlace place = args.grid.at(tile);
-    const int left_row = place.row * T::kLeft, right_row = (place.column * T::kCluster + rank) * T::kRight;
-    const int block_edge = 128 - right_row % 128;
-    const int left_rows = (T::kSwapped ? output.n : output.m) - left_row;
     f32 total[T::kSlabs][T::kRight / 2] = {};
-    if constexpr (T::kTwoParts) {
-      multiply_ahead<T>(total, smem, at, args.groups, block_edge, me);
-    } else {
-      multiply_in_turn<T>(total, smem, at, args.groups, left_rows, block_edge, me);
+    {
+      const TileCorner corner = corner_of<T>(args, tile, rank);
+      const int block_edge = 128 - corner.right_row % 128;
+      if (slab_row<T>(me, 0) >= corner.left_rows) {
+        pass_on<T>(smem, at, args.groups, me);
+      } else if constexpr (T::kTwoParts) {
+        multiply_ahead<T>(total, smem, at, args.groups, block_edge, me);
+      } else {
+        multiply_in_turn<T>(total, smem, at, args.groups, corner.left_rows, block_edge, me);
+      }
     }
+    // Found again rather than kept: the loop above has no register to spare.
+    asm volatile("" : "+r"(tile));
+    const TileCorner corner = corner_of<T>(args, tile, rank);
 #pragma unroll
     for (int slab = 0; slab < T::kSlabs; ++slab) {
       const int row = slab_row<T>(me, slab) + 16 * me.warp;
-      if (row < left_rows) {
-        store_rows<T::kSwapped, T::kRight>(output, total[slab], smem.staging[4 * me.warpgroup + me.warp], left_row + row,
-                                           right_row);
+      if (row < corner.left_rows) {
+        store_rows<T::kSwapped, T::kRight>(args.output, total[slab], smem.staging[4 * me.warpgroup + me.warp],
+                                           corner.left_row + row, corner.right_row);
       }
     }
   }
@@ -358,10 +391,10 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(), 1) void fp8_gemm_ker
   }
 
   if (threadIdx.x >= T::kConsumerThreads) {
-    if constexpr (T::kWarpgroups == 2) ptx::setmaxnreg_dec<24>();
+    if constexpr (T::kWarpgroups == 2) ptx::setmaxnreg_dec<T::kProducerRegisters>();
     if (threadIdx.x < T::kConsumerThreads + 32) produce<T>(args, smem, rank);
   } else {
-    if constexpr (T::kWarpgroups == 2) ptx::setmaxnreg_inc<240>();
+    if constexpr (T::kWarpgroups == 2) ptx::setmaxnreg_inc<T::kConsumerRegisters>();
     consume<T>(args, smem, rank);
   }
 
@@ -370,6 +403,18 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(), 1) void fp8_gemm_ker
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
   }
+}
+
+// ---- launcher ----
+
+template <int kVariant, bool kPerRow>
+void launch_kernel(const KernelArgs& args, const Config& config, const cuda::Device& device, void* stream) {
+  cuda::launch<fp8_gemm_kernel<kVariant, kPerRow>>("fp8_gemm", device,
+                                                   {.blocks = dim3(config.grid),
+                                                    .threads = config.threads,
+                                                    .smem_bytes = config.smem_bytes,
+                                                    .cluster = config.cluster},
+                                                   stream, args);
 }
 
 }  // namespace glm5::fp8_gemm_sm90

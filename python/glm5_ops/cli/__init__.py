@@ -1,4 +1,7 @@
-"""The command line, ``glm5-ops`` or ``python -m glm5_ops``. It ends with 0: good, 1: something failed, 2: asked wrongly."""
+"""The command line, ``glm5-ops`` or ``python -m glm5_ops``.
+
+It ends with 0: good, 1: something failed, 2: asked wrongly.
+"""
 
 import argparse
 import json
@@ -49,6 +52,7 @@ def _run(argv: list[str]) -> int:
         if name in argv:  # the others would import torch, which doctor must do without
             import_module(f"glm5_ops.cli.{name}").add_arguments(command)
     arguments = parser.parse_args(argv)
+    arguments.argv = argv
     if arguments.command is None:
         parser.print_help()
         return 2

@@ -7,7 +7,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 import glm5_ops
 from glm5_ops import reference
 from glm5_ops.cli._output import UsageError
-from glm5_ops.workloads import Case, Workload, all_workloads
+from glm5_ops.workloads import MODULES, Case, Workload, all_workloads
 
 ISAS = ("generic", "avx2", "avx512", "amx")
 
@@ -26,10 +27,18 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op", nargs="*", help="the ops; none: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--isa", choices=ISAS, help="use no instruction set above this one on the CPU")
-    parser.add_argument("--case", action="append", default=[], metavar="NAME=VALUE,...",
-                        help="this case instead of the op's own, such as m=16,n=4096,k=6144 (may be repeated)")
-    parser.add_argument("--candidate", metavar="MODULE:FUNCTION",
-                        help="judge this function, with the op's own parameters, in the op's place")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="this case instead of the op's own, such as m=16,n=4096,k=6144 (may be repeated)",
+    )
+    parser.add_argument(
+        "--candidate",
+        metavar="MODULE:FUNCTION",
+        help="judge this function, with the op's own parameters, in the op's place",
+    )
     parser.add_argument("--seed", type=int, help="of the cases' numbers (default: each case's own)")  # fmt: skip
 
 
@@ -109,7 +118,8 @@ def require_device(device: str) -> None:
     major, minor = torch.cuda.get_device_capability()
     if (major, minor) != (9, 0):
         raise UsageError(
-            f"--device cuda needs an sm_90 GPU (H100, H200); this one is sm_{major}{minor}, where only glm5_ops.reference runs"
+            f"--device cuda needs an sm_90 GPU (H100, H200); this one is sm_{major}{minor}, "
+            "where only glm5_ops.reference runs"
         )
 
 
@@ -118,26 +128,51 @@ def native():
     return import_module("glm5_ops._native")
 
 
-def isa_levels(limit: str | None) -> list[str]:
-    """The instruction sets that may run here, ascending; from now on none above them is used.
+@contextmanager
+def allowed_isas(limit: str | None) -> Iterator[list[str]]:
+    """The instruction sets that may run here, ascending; inside, none above them is used.
 
     Raises:
         UsageError: `limit` is above what this machine has.
     """
-    names = native().isa_names()
-    best = native().detected_isa()
+    names, best, before = native().isa_names(), native().detected_isa(), native().current_isa()
     if limit is not None and names.index(limit) > best:
         raise UsageError(f"--isa {limit}: this machine has {names[best]} at most")
-    top = best if limit is None else names.index(limit)
+    top = before if limit is None else names.index(limit)
     native().limit_isa(top)
-    return names[: top + 1]
+    try:
+        yield names[: top + 1]
+    finally:
+        native().limit_isa(before)
+
+
+def stem_of(op: str) -> str:
+    """The folder and the file name of an op: gemm_into lives with gemm."""
+    return next(stem for stem in MODULES if op in import_module(f"glm5_ops.workloads.{stem}").WORKLOADS)
+
+
+def contract_of(op: str):
+    return import_module(f"glm5_ops.ops.{stem_of(op)}").CONTRACT
+
+
+def has_backward(op: str) -> bool:
+    """What writes to its arguments has no gradient, whatever its stem promises."""
+    return contract_of(op).differentiable and not getattr(glm5_ops, op)._schema.is_mutable
 
 
 def reference_of(op: str) -> Callable:
     return getattr(reference, op)
 
 
-def command_line() -> str:
+def reproduction(arguments: argparse.Namespace, op: str, case: Case) -> str:
+    """The command that examines one case by itself."""
+    words = ["verify", op, "--case", str(case), "--device", arguments.device]
+    words += ["--isa", arguments.isa] if arguments.isa else []
+    words += ["--candidate", arguments.candidate] if arguments.candidate else []
+    return f"{_program()} {shlex.join(words)}"
+
+
+def _program() -> str:
     """How this program is called from a shell: by its script where that is this installation's."""
     script = shutil.which("glm5-ops")
     if script and Path(script).parent == Path(sys.executable).parent:

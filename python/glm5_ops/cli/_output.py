@@ -108,6 +108,10 @@ def progress(total: int) -> Iterator[_Silent | _Bar | _Counter]:
         yield _Counter(total)
         print("\r\x1b[K", end="", file=sys.stderr)
     else:
-        columns = (rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.description}"))
+        columns = (
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.description}"),
+        )
         with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
             yield _Bar(bar, bar.add_task("", total=total))

@@ -21,14 +21,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-# Gradients are often far below the floor that suits activations; at this one a group is as good as zero in bf16 training,
-# and the product of two scales is still a normal f32.
+# Gradients are often far below the floor that suits activations. A group below this one is as good as zero in bf16
+# training, and the product of two scales is still a normal f32.
 GRADIENT_FLOOR = 2.0**-64
 # The CUDA kernels move rows in steps of 16 bytes, and wgrad's rows are as long as there are tokens.
 TOKENS_MULTIPLE = 16
 BLOCK = 128
 FLOATS = (torch.bfloat16, torch.float32)
+
+
+class _OptimizerSteps:
+    """How many steps the optimizers of this process have taken. Fused ones change a parameter, but not its version."""
+
+    taken = 0
+
+    @classmethod
+    def count(cls, *_: object) -> None:
+        cls.taken += 1
+
+
+register_optimizer_step_post_hook(_OptimizerSteps.count)
 
 
 @dataclass(frozen=True)
@@ -84,14 +98,15 @@ def _whole_steps(x: Tensor) -> Tensor:
 class Fp8Linear(nn.Module):
     """``y = x @ weight.T + bias`` with forward, dgrad and wgrad in FP8.
 
-    A row of the output has the same bits however many other rows there are. ``y`` has x's dtype; under ``torch.autocast``
-    to bfloat16 it is bf16 whatever x is. Autocast changes nothing else: the products are FP8 either way.
+    A row of the output has the same bits however many other rows there are. ``y`` has x's dtype; under
+    ``torch.autocast`` to bfloat16 it is bf16 whatever x is. Autocast changes nothing else: the products are FP8 anyway.
 
-    The e4m3 form of the weight is cached until the parameter changes: an optimizer step, ``load_state_dict``, ``.to()`` and
-    any in-place operation are noticed. A write through ``weight.data`` or a NumPy view is not; call ``forget_quantized()``
-    after one. ``state_dict()`` has the plain weight alone. Weights made under ``torch.inference_mode`` count no versions and
-    are quantised in every call. Under ``torch.compile`` (``fullgraph=True`` works) the quantisation is part of the graph and
-    runs in every call too, because a graph cannot ask whether a parameter has changed.
+    The e4m3 form of the weight is cached until the parameter changes: optimizer steps, ``load_state_dict``, ``to()``
+    and in-place operations are noticed. A write through ``weight.data`` or a NumPy view is not; call
+    ``forget_quantized()`` after one. ``state_dict()`` has the plain weight alone. Weights made under
+    ``torch.inference_mode`` count no versions and are quantised in every call. Under ``torch.compile``
+    (``fullgraph=True`` works) the quantisation is part of the graph and runs in every call too, because a graph cannot
+    ask whether a parameter has changed.
 
     The gradient with respect to the weight sums over tokens in one fixed order. There is no second derivative. CUDA:
     ``in_features`` must be a multiple of 16, and ``out_features`` too where x needs a gradient; tokens are padded here.
@@ -171,7 +186,8 @@ class Fp8Linear(nn.Module):
         return QuantizedWeight(*self.ops.quantize_fp8(self.weight.detach(), "128x128", self.power_of_two))
 
     def _state_of_weight(self) -> tuple:
-        return self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.power_of_two
+        steps = _OptimizerSteps.taken if self.weight.requires_grad else 0
+        return self.weight._version, steps, self.weight.data_ptr(), self.weight.dtype, self.power_of_two
 
     def _cached(self) -> QuantizedWeight | None:
         """What was remembered, if it is of the weight as it is now."""
@@ -242,10 +258,10 @@ class Fp8Linear(nn.Module):
         return layer
 
     def to_checkpoint(self) -> dict[str, Tensor]:
-        """``weight`` (e4m3) and ``weight_scale_inv`` as ``FineGrainedFP8Config`` names them, and the bias if there is one.
+        """``weight`` (e4m3) and ``weight_scale_inv``, as ``FineGrainedFP8Config`` has them, and the bias.
 
-        The bytes are those that forward multiplies with: of a layer that was loaded from a checkpoint and not trained since,
-        the checkpoint's own.
+        The bytes are those that forward multiplies with: of a layer that was loaded from a checkpoint and not trained
+        since, the checkpoint's own.
         """
         quantized = self._weight_fp8()
         state = {"weight": quantized.values.clone(), "weight_scale_inv": quantized.scales.clone()}
@@ -256,7 +272,9 @@ class Fp8Linear(nn.Module):
         out_features, in_features = shape
         return cls(in_features, out_features, bias, power_of_two=power_of_two, device="meta", dtype=dtype, ops=ops)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
         """Also takes the pair of a checkpoint: ``weight`` in e4m3 with ``weight_scale_inv``."""
         self.forget_quantized()
         values, scales = state_dict.get(prefix + "weight"), state_dict.get(prefix + "weight_scale_inv")

@@ -74,6 +74,8 @@ class Rule:
     def judge(self, reference: Callable, run: Callable, inputs: dict, got: tuple[Tensor, ...]) -> Verdict:
         """Judge `got` against `reference`; `run(function, inputs)` calls a function and returns its outputs as a tuple."""
         expected = run(reference, inputs)
+        if misfit := _misfit(got, expected):
+            return Verdict(False, float("inf"), 0, "outputs", misfit)
         if self.compare is same_bits:
             verdicts = [same_bits(g, e) for g, e in zip(got, expected, strict=True)]
         else:
@@ -81,6 +83,19 @@ class Rule:
             verdicts = [self.compare(g, x, e) for g, x, e in zip(got, exact, expected, strict=True)]
         worst = [v for v in verdicts if not v.passed] or [max(verdicts, key=lambda v: v.error)]
         return worst[0]
+
+
+def _misfit(got: tuple, expected: tuple[Tensor, ...]) -> str:
+    """What is wrong with the outputs apart from their values; empty if nothing is. A wider type would pass for a smaller
+    error."""
+    if len(got) != len(expected):
+        return f"{len(got)} outputs instead of {len(expected)}"
+    for g, e in zip(got, expected, strict=True):
+        if not isinstance(g, Tensor):
+            return f"{type(g).__name__} instead of a tensor"
+        if (g.dtype, g.shape, g.device) != (e.dtype, e.shape, e.device):
+            return f"{g.dtype}{list(g.shape)} on {g.device} instead of {e.dtype}{list(e.shape)} on {e.device}"
+    return ""
 
 
 def in_f64(inputs: dict) -> dict:

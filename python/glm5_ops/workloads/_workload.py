@@ -66,9 +66,12 @@ def _parsed(field: dataclasses.Field, text: str) -> object:
             raise ValueError(f"{field.name} must be True or False; got {text!r}")
         return text == "True"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise ValueError(f"{field.name} must be of type {kind.__name__}; got {text!r}") from None
+    if kind is int and value < 0:
+        raise ValueError(f"{field.name} must be 0 or more; got {text}")
+    return value
 
 
 def _moved(value: object, device: str | torch.device) -> object:

@@ -1,0 +1,55 @@
+"""One case of one op, timed beside its baselines."""
+
+from collections.abc import Callable
+
+from glm5_ops.bench.roofline import floor_us
+from glm5_ops.bench.timing import CpuClock, CudaClock, Prepared, bound, drift, input_sets, interleave, quantile
+
+from glm5_ops.workloads import Case
+
+OURS = "ours"
+
+
+def measure(
+    function: Callable,
+    baselines: dict[str, Callable | Prepared],
+    case: Case,
+    device: str,
+    roof: dict,
+    seconds: float,
+) -> dict:
+    """The record of one case, as it stands in the JSON file.
+
+    Args:
+        function: the op, or a candidate.
+        baselines: by name, as in the op's ``BASELINES``.
+        case: what to run.
+        device: ``cpu`` or ``cuda``.
+        roof: from ``roofline.measure``.
+        seconds: the timed work to aim for.
+    """
+    inputs = case.inputs(device)
+    sets = input_sets(inputs, device)
+    contenders = {name: [bound(f, s) for s in sets] for name, f in {OURS: function, **baselines}.items()}
+    samples = interleave(contenders, CudaClock() if device == "cuda" else CpuClock(), seconds)
+    floor, limit = floor_us(case, inputs, roof)
+    return {
+        "case": str(case),
+        "device": device,
+        "flops": case.flops(),
+        "bytes": case.bytes_moved(),
+        "floor_us": floor,
+        "limit": limit,
+        "input_sets": len(sets),
+        "drift": drift(samples[OURS]),
+        "times": {name: summary(of_one) for name, of_one in samples.items()},
+    }
+
+
+def summary(samples: list[float]) -> dict:
+    return {
+        "median_us": quantile(samples, 0.5),
+        "p20_us": quantile(samples, 0.2),
+        "p80_us": quantile(samples, 0.8),
+        "samples_us": [round(sample, 3) for sample in samples],
+    }

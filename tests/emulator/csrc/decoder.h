@@ -1,0 +1,141 @@
+// Text instruction -> Instruction. Tables map a mnemonic to its decoder; this class is what a decoder works with.
+//
+// Adding an instruction is an Entry in one of the decode_*.cpp tables, its decoder, and an executor.
+#pragma once
+
+#include <initializer_list>
+#include <span>
+#include <sstream>
+#include <string_view>
+
+#include "program.h"
+#include "ptx_parser.h"
+
+namespace glm5::emulator {
+
+class Decoder;
+using Decode = void (*)(Decoder&, const TextInstruction&, Instruction&);
+
+struct Entry {
+  std::string_view mnemonic;  // whole words: "cp.async.bulk.tensor"; the longest that fits wins
+  std::string_view section;   // of the PTX ISA
+  Decode decode;
+  Class kind = Class::integer;
+};
+
+// The tables. Each decode_*.cpp gives one.
+std::span<const Entry> integer_entries();
+std::span<const Entry> float_entries();
+std::span<const Entry> conversion_entries();
+std::span<const Entry> memory_entries();
+std::span<const Entry> control_entries();
+std::span<const Entry> warp_entries();
+std::span<const Entry> async_entries();  // mbarrier, cp.async*, fence, wgmma, matrix
+
+class Linker;
+
+class Decoder {
+ public:
+  Decoder(Linker& linker, Function& function, const TextInstruction& text) : linker_(linker), function_(function), text_(text) {}
+
+  // The row of a register, a special register or an immediate, of exactly bytes_of(type) per lane (pred: a mask).
+  Operand read(const TextOperand& operand, Type type);
+  // As read, for ld, st and cvt: the register may be wider than the type. `width`: bytes per lane of the row found.
+  Operand read_wide(const TextOperand& operand, Type type, int& width);
+  // The row of a destination register. `_` gives a scratch row.
+  Operand write(const TextOperand& operand, Type type);
+  Operand write_wide(const TextOperand& operand, Type type, int& width);
+  // [base + offset] into in.a, in.offset, in.address_is_64. Base: register, variable or immediate. Fills in.space with
+  // `space`. Shared variables become window addresses, all others host addresses.
+  void address(const TextOperand& operand, Space space, Instruction& in);
+  // The same for a second address of an instruction: row, byte offset, and whether the row is 64 bits wide.
+  struct AddressRow {
+    Operand row;
+    i64 offset = 0;
+    bool is_64 = true;
+  };
+  AddressRow address_row(const TextOperand& operand, Space space);
+  i64 immediate(const TextOperand& operand);
+  // A constant row: 32 lanes of `bytes` each (pred: mask ~0 or 0).
+  Operand constant(u64 bits, int bytes);
+  // Owned by the program.
+  const Operand* keep_list(std::vector<Operand> operands);
+  template <class T>
+  const T* keep(T value);
+  u32 label(const TextOperand& operand);
+  bool is_register(const TextOperand& operand) const;
+  Type declared_type(const TextOperand& operand) const;
+
+  // Modifiers: the words after the first.
+  bool has(std::string_view word) const;
+  // The n-th word (from the end: -1 is the last) as a type; fails where it is none.
+  Type type_at(int index) const;
+  static Type type_named(std::string_view word);  // Type::none where it is none
+  // Fails for any modifier that is not in the list and not a type.
+  void allow(std::initializer_list<std::string_view> words) const;
+  // The number of operands must be one of min..max.
+  void operands(size_t min, size_t max) const;
+
+  // Ends decoding: names the instruction, its file and line.
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    std::ostringstream sentence;
+    (sentence << ... << parts);
+    fail_with(sentence.str());
+  }
+  [[noreturn]] void fail_with(const std::string& sentence) const;
+
+  Linker& linker() { return linker_; }
+  Function& function() { return function_; }
+
+ private:
+  Linker& linker_;
+  Function& function_;
+  const TextInstruction& text_;
+};
+
+// Links a kernel and what it calls into one program, decoding each function once.
+class Linker {
+ public:
+  explicit Linker(Module& module, Program& program) : module_(module), program_(program) {}
+  void link(std::string_view kernel);
+
+  struct FunctionImage {
+    Function* function = nullptr;
+    u32 first = 0;               // index of its first instruction
+    std::vector<u32> index_of;   // text instruction -> instruction
+    std::map<std::pair<int, std::string_view>, u32> registers;  // (scope, name) -> byte offset
+    std::map<std::pair<int, std::string_view>, u32> areas;      // .param and .local variables: offset
+  };
+
+  Module& module() { return module_; }
+  Program& program() { return program_; }
+  FunctionImage& image() { return *current_; }
+  u32 allocate_registers(u32 bytes);
+  // The function's image, to be linked later in the same program; null for the externals.
+  FunctionImage* callee(std::string_view name);
+  Operand constant(u64 bits, int bytes);
+  // Address of a module variable: shared ones get an offset in the window, others device memory. Local ones an offset.
+  u64 variable_address(std::string_view name, Space& space);
+  u32 shared_offset(const Variable& variable);
+
+ private:
+  friend class Decoder;
+  void link_function(FunctionImage& image);
+  Module& module_;
+  Program& program_;
+  FunctionImage* current_ = nullptr;
+  std::deque<FunctionImage> images_;
+  std::map<std::string_view, u32> shared_offsets_;
+  std::map<std::pair<u64, int>, u32> constants_;
+  std::vector<const Variable*> dynamic_shared_;
+};
+
+const Entry* find_entry(const TextInstruction& text);
+
+template <class T>
+const T* Decoder::keep(T value) {
+  return linker_.program().keep(std::move(value));
+}
+
+}  // namespace glm5::emulator
