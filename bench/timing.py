@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
+FEWEST_SLOW_ROUNDS = 3  # where these alone take several times the time that was aimed for
 MOST_SET_BYTES = 4 << 30  # of all copies of the inputs together
 MOST_SETS = 256
 
@@ -121,7 +122,7 @@ def interleave(
     Args:
         contenders: each one's calls, one for every set of inputs.
         clock: times one call.
-        seconds: the timed work to aim for; at least FEWEST_ROUNDS rounds are run.
+        seconds: the timed work to aim for.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names, turn, spent = list(contenders), 0, 0.0
@@ -135,9 +136,14 @@ def interleave(
             if round_index >= 0:
                 samples[name].append(microseconds)
                 spent += microseconds / 1e6
-        if round_index + 1 >= FEWEST_ROUNDS and spent >= seconds:
+        if _enough(round_index + 1, spent / seconds if seconds else 1.0):
             break
     return samples
+
+
+def _enough(rounds: int, share: float) -> bool:
+    """`share` is the time spent, in units of the time to aim for."""
+    return (rounds >= FEWEST_ROUNDS and share >= 1) or (rounds >= FEWEST_SLOW_ROUNDS and share >= 8)
 
 
 def drift(samples: list[float]) -> float:

@@ -25,8 +25,10 @@ def test_same_bits_sees_one_flipped_bit_a_sign_of_zero_a_dtype_and_a_shape():
     assert not same_bits(x[:4], x).passed
 
 
-def test_same_bits_takes_nan_for_itself():
-    assert same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")])).passed
+def test_same_bits_takes_nan_for_nan_and_for_nothing_else():
+    nan = torch.tensor([float("nan")])
+    assert same_bits(nan, -nan).passed
+    assert not same_bits(nan, torch.tensor([float("inf")])).passed and not same_bits(torch.tensor([0.0]), nan).passed
 
 
 def _product() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

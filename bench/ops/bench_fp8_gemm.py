@@ -32,5 +32,5 @@ def dequantised_matmul(
 
 
 CASES = (Fp8GemmCase(1, 1, 32), *GLM5)
-QUICK = (Fp8GemmCase(1, 1, 32), *(Fp8GemmCase(m, 2624, 6144) for m in (1, 16)), Fp8GemmCase(256, 1024, 2048))
+QUICK = (Fp8GemmCase(1, 1, 32), Fp8GemmCase(16, 2624, 6144), Fp8GemmCase(256, 1024, 2048))
 BASELINES = {"torch bf16": Prepared(bf16_matmul), "torch dequantised": Prepared(dequantised_matmul)}

@@ -23,21 +23,32 @@ GLM5_INLINE i64 expert_begin(const Tensor<const i32, 1>& offsets, i64 rows, i64 
   return smaller(larger(*offsets.at(expert), 0), rows);
 }
 
-// The rows of a group; none where no row falls into it.
-GLM5_INLINE RowRange rows_of_group(const Tensor<const i32, 1>& offsets, i64 rows, i64 group) {
-  if (!offsets.exists()) return {smaller(group * kFp8Group, rows), smaller((group + 1) * kFp8Group, rows)};
-  // The last expert whose first group is not beyond this one, by halving [low, high).
+GLM5_INLINE i64 first_group_of(const Tensor<const i32, 1>& offsets, i64 rows, i64 expert) {
+  return expert_begin(offsets, rows, expert) / kFp8Group + expert;
+}
+
+// The last expert whose first group is not beyond this one (or 0), by halving [low, high).
+GLM5_INLINE i64 expert_of_group(const Tensor<const i32, 1>& offsets, i64 rows, i64 group) {
   i64 low = 0, high = offsets.shape[0] - 1;
-  if (high <= 0) return {0, 0};
   while (high - low > 1) {
     const i64 middle = (low + high) / 2;
-    const bool is_beyond = expert_begin(offsets, rows, middle) / kFp8Group + middle > group;
-    (is_beyond ? high : low) = middle;
+    (first_group_of(offsets, rows, middle) > group ? high : low) = middle;
   }
-  const i64 first = expert_begin(offsets, rows, low), last = expert_begin(offsets, rows, low + 1);
-  const i64 begin = first + (group - (first / kFp8Group + low)) * kFp8Group;
+  return low;
+}
+
+// The rows of a group of that expert; none where no row falls into it.
+GLM5_INLINE RowRange rows_of_expert_group(const Tensor<const i32, 1>& offsets, i64 rows, i64 expert, i64 group) {
+  if (offsets.shape[0] <= 1) return {0, 0};
+  const i64 first = expert_begin(offsets, rows, expert), last = expert_begin(offsets, rows, expert + 1);
+  const i64 begin = first + (group - first_group_of(offsets, rows, expert)) * kFp8Group;
   if (begin < first || begin >= last) return {0, 0};
   return {begin, smaller(begin + kFp8Group, last)};
+}
+
+GLM5_INLINE RowRange rows_of_group(const Tensor<const i32, 1>& offsets, i64 rows, i64 group) {
+  if (!offsets.exists()) return {smaller(group * kFp8Group, rows), smaller((group + 1) * kFp8Group, rows)};
+  return rows_of_expert_group(offsets, rows, expert_of_group(offsets, rows, group), group);
 }
 
 // The rows of the window [128 w, 128 w + 128) that lie before the first expert's, and those after the last one's.

@@ -1,8 +1,8 @@
 // Pipeline<kStages>: a ring of stages in shared memory between a producer and consumers.
 //
 // A stage is full once the producer has arrived and all bytes it announced have come; it is empty once every consumer
-// has arrived. Both sides walk the ring with a RingPosition that lives as long as the kernel: it goes on from one tile to
-// the next, so that parities never depend on the number of steps of a tile.
+// has arrived. Both sides walk the ring with a RingPosition that lives as long as the kernel: it goes on from one tile
+// to the next, so that parities never depend on the number of steps of a tile.
 #pragma once
 
 #include "core/types.h"

@@ -50,7 +50,8 @@ struct TmaMatrix {
 // name is the argument's, for the message.
 inline CUtensorMap tma_descriptor(const TmaMatrix& matrix, const char* op, const char* name) {
   const auto address = reinterpret_cast<std::uintptr_t>(matrix.data);
-  require(address % kTmaAlignment == 0, op, ": ", name, " must start at a multiple of ", kTmaAlignment, " bytes on CUDA");
+  require(address % kTmaAlignment == 0, op, ": ", name, " must start at a multiple of ", kTmaAlignment,
+          " bytes on CUDA");
   // The stride of a single row is never used, and callers may have left anything in it.
   const i64 used_stride = matrix.rows == 1 ? round_up(matrix.columns, kTmaAlignment) : matrix.row_stride;
   const i64 stride_bytes = used_stride * matrix.element_bytes;

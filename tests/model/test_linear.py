@@ -2,6 +2,7 @@
 
 import copy
 import io
+import types
 
 import pytest
 import torch
@@ -166,6 +167,20 @@ def test_any_leading_dimensions_also_none_and_zero():
     assert out.shape == (0, 3, 48)
     out.sum().backward()
     assert empty.grad.shape == empty.shape and not layer.weight.grad.any() and not layer.bias.grad.any()
+
+
+def test_wgrad_sums_over_whole_steps_of_16_tokens():
+    """The CUDA kernels move rows in steps of 16 bytes; here the rows are tokens, of which there may be any number."""
+    k_of_products = []
+
+    def fp8_gemm(a, *others):
+        k_of_products.append(a.shape[1])
+        return glm5_ops.fp8_gemm(a, *others)
+
+    layer = a_layer(64, 48)
+    layer.ops = types.SimpleNamespace(quantize_fp8=glm5_ops.quantize_fp8, fp8_gemm=fp8_gemm)
+    layer(an_input(37, 64)).sum().backward()
+    assert k_of_products == [64, 48, 48]  # in_features, out_features, 37 tokens and 11 of zeros
 
 
 def test_gradients_only_where_they_are_asked_for():

@@ -1,5 +1,6 @@
 // Fences between threads and between proxies.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-membar
+// https://docs.nvidia.com/cuda/parallel-thread-execution/
+//   #parallel-synchronization-and-communication-instructions-membar
 #pragma once
 
 namespace glm5::ptx {

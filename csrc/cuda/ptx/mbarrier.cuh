@@ -1,5 +1,6 @@
 // mbarrier: arrival and transaction counts in shared memory.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier
+// https://docs.nvidia.com/cuda/parallel-thread-execution/
+//   #parallel-synchronization-and-communication-instructions-mbarrier
 #pragma once
 
 #include "core/types.h"

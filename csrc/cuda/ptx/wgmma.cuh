@@ -29,15 +29,14 @@ __device__ __forceinline__ void pin(f32 (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-// Descriptor of a K-major operand in shared memory: rows of 128 bytes, swizzled in 128-byte mode, in atoms of 8 rows that
-// follow one another. Bits 0-13: address / 16; 32-45: bytes from one atom to the next / 16; 62-63: 1 = 128-byte swizzle.
-// The swizzle is a function of the address, so a step of 32 bytes along k is +2, and a step of 64 rows is +512.
+// Descriptor of a K-major operand in shared memory: rows of 128 bytes, swizzled in 128-byte mode, in atoms of 8 rows
+// that follow one another. Bits 0-13: address / 16; 32-45: bytes from one atom to the next / 16; 62-63: 1 = 128-byte
+// swizzle. The swizzle is a function of the address, so a step of 32 bytes along k is +2.
 __device__ __forceinline__ u64 wgmma_descriptor(const void* operand) {
   return (u64{1} << 62) | (u64{1024 >> 4} << 32) | (u64{1} << 16) | ((smem_address(operand) & 0x3ffff) >> 4);
 }
 
 constexpr u64 kDescriptorStepK32 = 32 >> 4;
-constexpr u64 kDescriptorStep64Rows = 64 * 128 >> 4;
 
 template <int kN>
 struct WgmmaE4m3;
@@ -48,9 +47,11 @@ struct WgmmaE4m3<32> : cute::SM90::GMMA::MMA_64x32x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct WgmmaE4m3<64> : cute::SM90::GMMA::MMA_64x64x32_F32E4M3E4M3_SS_TN<> {};
 template <>
-struct WgmmaE4m3<112> : cute::SM90::GMMA::MMA_64x112x32_F32E4M3E4M3_SS_TN<> {};
+struct WgmmaE4m3<96> : cute::SM90::GMMA::MMA_64x96x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct WgmmaE4m3<128> : cute::SM90::GMMA::MMA_64x128x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct WgmmaE4m3<176> : cute::SM90::GMMA::MMA_64x176x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct WgmmaE4m3<192> : cute::SM90::GMMA::MMA_64x192x32_F32E4M3E4M3_SS_TN<> {};
 
@@ -67,9 +68,10 @@ __device__ __forceinline__ void wgmma_m64k32_f32_e4m3_e4m3(f32 (&d)[kRegisters],
 // The dimension along which an operand has unit stride: k, or its rows (m or n). Only 16-bit types know the second.
 enum class Major : int { k, rows };
 
-// Descriptor of a row-major operand: blocks of 64 rows by 64 k of 16-bit values that follow one another; a block has one line
-// of 128 bytes (64 rows) per k, swizzled as above. Bits 16-29: bytes from one block to the next / 16; 32-45: bytes from 8 k
-// to the next 8 k / 16. A step of 16 k is 16 lines; a step of 64 rows is a block, 8 KiB as in a K-major operand.
+// Descriptor of a row-major operand: blocks of 64 rows by 64 k of 16-bit values that follow one another; a block has
+// one line of 128 bytes (64 rows) per k, swizzled as above. Bits 16-29: bytes from one block to the next / 16; 32-45:
+// bytes from 8 k to the next 8 k / 16. A step of 16 k is 16 lines; a step of 64 rows is a block, 8 KiB as in a K-major
+// operand.
 __device__ __forceinline__ u64 wgmma_descriptor_row_major(const void* operand) {
   return (u64{1} << 62) | (u64{1024 >> 4} << 32) | (u64{8192 >> 4} << 16) | ((smem_address(operand) & 0x3ffff) >> 4);
 }

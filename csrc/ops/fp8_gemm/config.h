@@ -1,4 +1,4 @@
-// Which tile fp8_gemm takes on sm_90a: a pure function of the problem, without CUDA, for the launcher, tests and describe.
+// Which tile fp8_gemm takes on sm_90a: a pure function of the problem, without CUDA, for launcher, tests and describe.
 //
 // A tile is `left` rows of wgmma's M operand times `right` rows of its N operand. Two schedules:
 //   rows      left = rows of a, right = rows of b.
@@ -6,10 +6,10 @@
 //             weights, and the tile is as narrow as m. The tile is written transposed.
 // Every variant adds in the same order, so the choice never shows in the result.
 //
-// Why k is never split. The sum over k groups is a chain of fused multiply-adds, so a split would change the bits or wait
-// for its predecessor. It is not needed either: a 64-row weight tile gives 64 busy SMs at n = 4096 and 96 at n = 6144, and
-// one SM takes 64 B/clock = 112 GB/s into shared memory, so that 39 of them already draw 4.3 TB/s. Narrower GEMMs are
-// small: n = 2624, k = 6144 has 41 tiles; each takes 48 steps of 10 KiB, 160 clocks of filling, under 5 us in all.
+// Why k is never split. The sum over k groups is a chain of fused multiply-adds, so a split would change the bits or
+// wait for its predecessor. It is not needed either: a 64-row weight tile gives 64 busy SMs at n = 4096 and 96 at
+// n = 6144, and one SM takes 64 B/clock = 112 GB/s into shared memory, so that 39 of them already draw 4.3 TB/s.
+// Narrower GEMMs are small: n = 2624, k = 6144 has 41 tiles; each takes 48 steps of 10 KiB, 160 clocks of filling each.
 #pragma once
 
 #include <string>
@@ -39,25 +39,30 @@ constexpr int kStepBytes = static_cast<int>(kFp8Group);
 // Each consumer warp turns 2 KiB of its tile at a time from accumulator order into rows.
 constexpr int kStagingBytes = 2048;
 
-// Stages fill what the 227 KiB leave beside 2 KiB per consumer warp. Per SM and clock: 4096 multiply-adds, 64 B into shared
-// memory, and 46 B of what the L2 gives when all 132 ask. "clocks" are those of the multiplication of one step, "L2" the
-// bytes per clock it then asks for.
+// Stages fill what the 227 KiB leave beside 2 KiB per consumer warp. Per SM and clock there are 4096 multiply-adds; 64
+// B from the L2 into shared memory, and 46 B when all 132 SMs ask; 128 B in and out of shared memory, of which a wgmma
+// of 64 x N x 32 reads 2 KiB of the left and 32 N bytes of the right operand. The comments give, per step: clocks of
+// multiplication, clocks of shared memory, and the bytes per clock asked of the L2. Sharing the left tile in a cluster
+// pays where the L2 would else be the narrowest of the three, at 128 left rows or more.
 constexpr Variant kVariants[] = {
     // Weights stream, tokens stay in L2: about 200 KiB in flight per SM.
     {Schedule::swap_ab, 64, 16, 1, 20, false},
     {Schedule::swap_ab, 64, 32, 1, 16, false},
     {Schedule::swap_ab, 64, 64, 1, 12, false},
-    {Schedule::swap_ab, 64, 128, 1, 8, false},   // 256 clocks, 96 B: where 132 tiles of 128 x 128 do not exist
-    {Schedule::rows, 128, 128, 1, 6, true},      // 512 clocks, 64 B: m <= 128 with wide n; odd counts of tiles
-    {Schedule::rows, 128, 128, 2, 6, false},     // 512 clocks, 48 B
-    {Schedule::rows, 128, 192, 2, 5, false},     // 768 clocks, 43 B: 85 tiles at 1024 x 2048, 128 at 512 x 6144
-    {Schedule::rows, 256, 112, 2, 4, false},     // 896 clocks, 34 B: 2624 = 23.4 x 112 fills 97 % of three waves at m = 4096
-    {Schedule::rows, 256, 128, 2, 4, true},      // 1024 clocks, 32 B: the large shapes
+    {Schedule::swap_ab, 64, 128, 1, 8, false},  //  256,  384 clocks, 64 B: where tiles of 128 x 128 would be too few
+    {Schedule::rows, 128, 96, 2, 7, false},     //  384,  544 clocks, 38 B: 128 tiles at 256 x 6144
+    {Schedule::rows, 128, 128, 1, 6, true},     //  512,  640 clocks, 51 B: m <= 128 with wide n; odd counts of tiles
+    {Schedule::rows, 128, 128, 2, 6, false},    //  512,  640 clocks, 38 B
+    {Schedule::rows, 128, 176, 2, 5, false},    //  704,  784 clocks, 39 B: n = 2624 is 14.9 of them
+    {Schedule::rows, 128, 192, 2, 5, true},     //  768,  832 clocks, 39 B
+    {Schedule::rows, 256, 128, 2, 4, true},     // 1024, 1152 clocks, 28 B
 };
 constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
 
-// Scales of one stage: one per row of the operand, or (per block) at most two; 128-byte slots, as the copy engine wants.
-constexpr int scale_slot_bytes(int rows, bool per_row) { return per_row ? static_cast<int>(round_up(rows * 4, 128)) : 128; }
+// Scales of one stage: one per row of the operand, or (per block) at most three; 128-byte slots for the copy engine.
+constexpr int scale_slot_bytes(int rows, bool per_row) {
+  return per_row ? static_cast<int>(round_up(rows * 4, 128)) : 128;
+}
 
 constexpr int smem_bytes(const Variant& variant, bool per_row) {
   const bool swapped = variant.schedule == Schedule::swap_ab;
@@ -76,11 +81,11 @@ struct Config {
   int grid;                     // blocks
 };
 
-// The estimate that ranks variants, in clocks of an H200 (132 SMs, 1.755 GHz, 4.3 TB/s).
+// Ranks variants: clocks on an H200 (132 SMs, 1.755 GHz, 4.3 TB/s) if every unit ran at its peak. Not yet measured.
 constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int sms) {
-  constexpr i64 kMultiplyAdds = 4096, kFillBytes = 64;     // per SM and clock
-  constexpr i64 kL2Bytes = 6154, kMemoryBytes = 2450;      // per clock, all SMs
-  constexpr i64 kLeastStep = 200;                          // barrier, four wgmma one after the other, promotion
+  constexpr i64 kMultiplyAdds = 4096, kSmemBytes = 128, kFillBytes = 64;  // per SM and clock
+  constexpr i64 kL2Bytes = 6154, kMemoryBytes = 2450;                     // per clock, all SMs
+  constexpr i64 kLeastStep = 200;  // barrier, four wgmma one after the other, promotion
   constexpr i64 kEpilogue = 300;
   const bool swapped = variant.schedule == Schedule::swap_ab;
   const i64 left_rows = swapped ? n : m, right_rows = swapped ? m : n;
@@ -88,11 +93,13 @@ constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int 
   const i64 clusters = ceil_div(left_rows, left) * ceil_div(right_rows, right * variant.cluster);
   const i64 at_once = larger(sms / variant.cluster, 1);
   const i64 active = smaller(clusters, at_once) * variant.cluster;
-  const i64 multiply = round_up(smaller(left_rows, left), 64) * right * kStepBytes / kMultiplyAdds;
+  const i64 slabs = ceil_div(smaller(left_rows, left), 64);
+  const i64 multiply = slabs * 64 * right * kStepBytes / kMultiplyAdds;
+  const i64 smem = (slabs * 4 * (2048 + 32 * right) + (left + right) * kStepBytes) / kSmemBytes;
   const i64 fill = (left + right) * kStepBytes / kFillBytes;
   const i64 l2 =
       (smaller(left_rows, left) / variant.cluster + smaller(right_rows, right)) * kStepBytes * active / kL2Bytes;
-  const i64 step = larger(larger(multiply, fill), larger(l2, kLeastStep));
+  const i64 step = larger(larger(larger(multiply, smem), larger(fill, l2)), kLeastStep);
   const i64 tile = ceil_div(k, kFp8Group) * step + left * right / 32 + kEpilogue;
   const i64 memory = (m * k + n * k + 2 * m * n) / kMemoryBytes;
   return larger(ceil_div(clusters, at_once) * tile, memory);
@@ -145,8 +152,8 @@ inline std::string describe(const Config& config) {
   const auto number = [](int value) { return std::to_string(value); };
   return std::string(config.schedule == Schedule::rows ? "rows" : "swap_ab") + " tile " + number(config.tile_m) + "x" +
          number(config.tile_n) + "x" + number(config.tile_k) + " stages " + number(config.stages) + " cluster " +
-         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) + " grid " +
-         number(config.grid);
+         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) +
+         " grid " + number(config.grid);
 }
 
 }  // namespace glm5::fp8_gemm_sm90

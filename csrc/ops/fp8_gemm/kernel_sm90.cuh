@@ -1,17 +1,17 @@
 // The fp8_gemm kernel of sm_90a, for every variant of config.h. Names: `left` and `right` are wgmma's M and N operands.
 //
-//   producer    one warp fills a ring of stages: 128 of k of both operands (128-byte rows, 128-byte swizzle) and their scales.
-//               Scales that belong to single rows come by the copy engine; block scales, whose strides are free, are read
-//               32 groups at a time, one per lane.
-//   consumers   one or two warpgroups, each with 64 left rows (two slabs of 64 where left = 256). A group's product starts
-//               from zero in `part` and is promoted into `total` by one fused multiply-add per element.
+//   producer    one warp fills a ring of stages: 128 of k of both operands (rows of 128 bytes, 128-byte swizzle) and
+//               their scales. Scales of single rows come by the copy engine; block scales, whose strides are free, are
+//               read 32 groups at a time, one per lane.
+//   consumers   one or two warpgroups, each with 64 left rows (two slabs of 64 where left = 256). A group's product
+//               starts from zero in `part` and is promoted into `total` by one fused multiply-add per element.
 //
-// The tensor cores never wait for promotion: with one slab a warpgroup has two parts and multiplies the next group while it
-// promotes this one; with two slabs there is one part, and the other warpgroup multiplies meanwhile. In clusters the left
-// tile is shared: each block loads half of it for both. Slabs that lie wholly beyond the left operand are not multiplied.
+// The tensor cores need not wait for promotion: where registers hold two parts, a warpgroup multiplies the next group
+// while it promotes this one; where they hold one, the other warpgroup multiplies meanwhile. In clusters the left tile
+// is shared: each block loads half of it for both. Slabs that lie wholly beyond the left operand are not multiplied.
 //
-// No NaN can leak in from padding: what lies outside an operand or its scales arrives as zeros, and rows and columns beyond
-// out are never written.
+// No NaN can leak in from padding: what lies outside an operand or its scales arrives as zeros, and rows and columns
+// beyond out are never written.
 #pragma once
 
 #include "core/tensor.h"
@@ -23,8 +23,8 @@
 #include "cuda/ptx/setmaxnreg.cuh"
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/tile_scheduler.cuh"
+#include "cuda/tile_store.cuh"
 #include "ops/fp8_gemm/config.h"
-#include "ops/fp8_gemm/epilogue_sm90.cuh"
 
 namespace glm5::fp8_gemm_sm90 {
 
@@ -33,7 +33,7 @@ struct KernelArgs {
   CUtensorMap left, right;                // e4m3 [rows, k]
   CUtensorMap left_scales, right_scales;  // f32 [groups, rows]; the side with block scales leaves its own unused
   Tensor<const f32, 2> block_scales;      // [blocks of 128 rows of b, groups]
-  Output output;
+  cuda::TileOut out;
   cuda::TileGrid grid;  // columns counted in clusters
   int groups;           // of k
 };
@@ -53,14 +53,14 @@ struct Tile {
   // A second part where 240 registers hold total and two parts, half of `right` each, and the scales.
   static constexpr bool kTwoParts = kSlabs == 1 && kRight <= 128 && !(kWarpgroups == 2 && kPerRow);
   // Tiles start at multiples of their width, so a run of kRun rows of `right` never crosses a block.
-  static constexpr int kRun = kRight % 128 == 0 ? 128 : kRight % 64 == 0 ? 64 : 16;
-  static constexpr int kRuns = (kRight + kRun - 1) / kRun;
+  static constexpr int kRun = kRight % 128 == 0 ? 128 : kRight % 64 == 0 ? 64 : kRight % 32 == 0 ? 32 : 16;
   static constexpr int kRightBlocks = (128 - kRun + kRight + 127) / 128;  // that one tile can touch
-  static_assert(kRight % 16 == 0 && kRightBlocks <= 2);
+  static_assert(kRight % 16 == 0 && kRightBlocks <= 3);
 
   // Of the 504 registers that three warpgroups are launched with. 128 columns want 192 accumulators; other widths leave
   // more to a producer that reads two blocks' scales.
-  static constexpr int kConsumerRegisters = kRight == 128 ? 240 : 232, kProducerRegisters = 504 - 2 * kConsumerRegisters;
+  static constexpr int kConsumerRegisters = kRight == 128 ? 240 : 232;
+  static constexpr int kProducerRegisters = 504 - 2 * kConsumerRegisters;
 
   static constexpr u32 kBytesPerStage = (kLeft + kRight) * kStepBytes + (kLeftVector ? 4 * kLeft : 0) +
                                         (kRightVector ? 4 * kRight : 0);  // that the copy engine brings
@@ -84,8 +84,8 @@ struct TileCorner {
 template <class T>
 __device__ __forceinline__ TileCorner corner_of(const KernelArgs& args, int tile, u32 rank) {
   const cuda::TilePlace place = args.grid.at(tile);
-  const int left_row = place.row * T::kLeft, right_row = (place.column * T::kCluster + static_cast<int>(rank)) * T::kRight;
-  return {left_row, right_row, (T::kSwapped ? args.output.n : args.output.m) - left_row};
+  const int left_row = place.row * T::kLeft, column = place.column * T::kCluster + static_cast<int>(rank);
+  return {left_row, column * T::kRight, (T::kSwapped ? args.out.n : args.out.m) - left_row};
 }
 
 // ---- producer ----
@@ -97,7 +97,8 @@ struct BlockScales {
   int first_block;
   f32 batch[kBlocks];
 
-  __device__ __forceinline__ BlockScales(const KernelArgs& args, int first_row) : args(args), first_block(first_row / 128) {}
+  __device__ __forceinline__ BlockScales(const KernelArgs& args, int first_row)
+      : args(args), first_block(first_row / 128) {}
 
   __device__ __forceinline__ void fetch(int first_group) {
     const int group = first_group + threadIdx.x % 32;
@@ -128,15 +129,16 @@ struct BlockScales<0> {
 };
 
 template <class T>
-__device__ __forceinline__ void load_stage(const KernelArgs& args, SharedStorage<T>& smem,
-                                           int stage, int group, const TileCorner& corner, u32 rank) {
+__device__ __forceinline__ void load_stage(const KernelArgs& args, SharedStorage<T>& smem, int stage, int group,
+                                           const TileCorner& corner, u32 rank) {
   const int k = group * kStepBytes;
   u64* full = &smem.ring.full[stage];
   if constexpr (T::kCluster == 1) {
     ptx::cp_async_bulk_tensor_2d(smem.left[stage], &args.left, k, corner.left_row, full);
   } else {
     constexpr int kShare = T::kLeft / T::kCluster;
-    ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][rank * kShare], &args.left, k, corner.left_row + rank * kShare, full,
+    const int row = static_cast<int>(rank) * kShare;
+    ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][row], &args.left, k, corner.left_row + row, full,
                                            (1 << T::kCluster) - 1);
   }
   ptx::cp_async_bulk_tensor_2d(smem.right[stage], &args.right, k, corner.right_row, full);
@@ -146,6 +148,15 @@ __device__ __forceinline__ void load_stage(const KernelArgs& args, SharedStorage
   if constexpr (T::kRightVector) {
     ptx::cp_async_bulk_tensor_2d(smem.right_scales[stage], &args.right_scales, corner.right_row, group, full);
   }
+}
+
+// Fetches the tensor maps ahead of the first copy.
+template <class T>
+__device__ __forceinline__ void prefetch_maps(const KernelArgs& args) {
+  ptx::prefetch_tensormap(&args.left);
+  ptx::prefetch_tensormap(&args.right);
+  if constexpr (T::kLeftVector) ptx::prefetch_tensormap(&args.left_scales);
+  if constexpr (T::kRightVector) ptx::prefetch_tensormap(&args.right_scales);
 }
 
 // By one whole warp.
@@ -205,9 +216,9 @@ __device__ __forceinline__ void multiply(f32 (&part)[T::kRight / 2], const Share
 // What a thread needs of the scales of one stage and slab.
 template <class T>
 struct Scales {
-  f32 row[2];                      // left: of the two rows, or the block's in both
-  f32 block[T::kRightBlocks];      // right, where it has blocks
-  const f32* columns = nullptr;    // right, where it has a scale per row: still in shared memory
+  f32 row[2];                    // left: of the two rows, or the block's in both
+  f32 block[T::kRightBlocks];    // right, where it has blocks
+  const f32* columns = nullptr;  // right, where it has a scale per row: still in shared memory
 
   __device__ __forceinline__ Scales(const SharedStorage<T>& smem, int stage, int slab, const Lane& me) {
     const f32* left = smem.left_scales[stage];
@@ -245,9 +256,13 @@ __device__ __forceinline__ void promote(f32 (&total)[T::kRight / 2], const f32 (
       scale[2] = T::kLeftVector ? __fmul_rn(scales.row[1], column.x) : scale[0];
       scale[3] = T::kLeftVector ? __fmul_rn(scales.row[1], column.y) : scale[1];
     } else {
-      const bool second = T::kRightBlocks == 2 && j * 8 / T::kRun * T::kRun >= block_edge;
-      scale[0] = scale[1] = second ? product[T::kRightBlocks - 1][0] : product[0][0];
-      scale[2] = scale[3] = second ? product[T::kRightBlocks - 1][1] : product[0][1];
+      const int run = j * 8 / T::kRun * T::kRun;  // the first column of this one's run
+#pragma unroll
+      for (int i = 0; i < T::kRightBlocks; ++i) {
+        if (i > 0 && run < block_edge + 128 * (i - 1)) continue;
+        scale[0] = scale[1] = product[i][0];
+        scale[2] = scale[3] = product[i][1];
+      }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[4 * j + i] = __fmaf_rn(scale[i], part[4 * j + i], total[4 * j + i]);
@@ -279,8 +294,9 @@ __device__ __forceinline__ void step_ahead(f32 (&total)[T::kRight / 2], f32 (&pa
 }
 
 template <class T>
-__device__ __forceinline__ void step_last(f32 (&total)[T::kRight / 2], f32 (&part)[T::kRight / 2], SharedStorage<T>& smem,
-                                          cuda::RingPosition<T::kStages>& at, int block_edge, const Lane& me) {
+__device__ __forceinline__ void step_last(f32 (&total)[T::kRight / 2], f32 (&part)[T::kRight / 2],
+                                          SharedStorage<T>& smem, cuda::RingPosition<T::kStages>& at, int block_edge,
+                                          const Lane& me) {
   ptx::wgmma_wait_group<0>();
   finish<T>(total, part, Scales<T>(smem, at.stage, slab_row<T>(me, 0), me), smem, at, true, block_edge, me);
   at.advance();
@@ -361,8 +377,8 @@ __device__ __forceinline__ void consume(const KernelArgs& args, SharedStorage<T>
     for (int slab = 0; slab < T::kSlabs; ++slab) {
       const int row = slab_row<T>(me, slab) + 16 * me.warp;
       if (row < corner.left_rows) {
-        store_rows<T::kSwapped, T::kRight>(args.output, total[slab], smem.staging[4 * me.warpgroup + me.warp],
-                                           corner.left_row + row, corner.right_row);
+        cuda::store_tile<T::kSwapped, T::kRight>(args.out, total[slab], smem.staging[4 * me.warpgroup + me.warp],
+                                                 corner.left_row + row, corner.right_row);
       }
     }
   }
@@ -371,8 +387,8 @@ __device__ __forceinline__ void consume(const KernelArgs& args, SharedStorage<T>
 // ---- kernel ----
 
 template <int kVariant, bool kPerRow>
-__global__ __launch_bounds__(kVariants[kVariant].threads(), 1) void fp8_gemm_kernel(
-    const __grid_constant__ KernelArgs args) {
+__global__ __launch_bounds__(kVariants[kVariant].threads(),
+                             1) void fp8_gemm_kernel(const __grid_constant__ KernelArgs args) {
   using T = Tile<kVariant, kPerRow>;
   static_assert(sizeof(SharedStorage<T>) == smem_bytes(T::kShape, kPerRow));
   extern __shared__ __align__(1024) u8 smem_base[];
@@ -383,6 +399,7 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(), 1) void fp8_gemm_ker
     smem.ring.init(1, T::kConsumerWarps * T::kCluster);
     ptx::fence_mbarrier_init();
   }
+  if (threadIdx.x == T::kConsumerThreads) prefetch_maps<T>(args);
   if constexpr (T::kCluster == 1) {
     __syncthreads();
   } else {

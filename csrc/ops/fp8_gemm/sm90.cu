@@ -71,12 +71,14 @@ KernelArgs kernel_args(const Fp8GemmArgs& args, const Problem& problem, const Co
   } else {
     kernel.block_scales = args.b_scales;
   }
-  kernel.output = {.out = args.out,
-                   .m = static_cast<int>(problem.m),
-                   .n = static_cast<int>(problem.n),
-                   .accumulate = args.accumulate,
-                   .rows_are_aligned = reinterpret_cast<std::uintptr_t>(args.out.data) % 16 == 0 &&
-                                       (problem.m == 1 || args.out.stride[0] * out_bytes % 16 == 0)};
+  kernel.out = {.data = args.out.data,
+                .row_stride = args.out.stride[0],
+                .m = static_cast<int>(problem.m),
+                .n = static_cast<int>(problem.n),
+                .is_f32 = args.out.dtype == Float::f32,
+                .accumulate = args.accumulate,
+                .rows_are_aligned = reinterpret_cast<std::uintptr_t>(args.out.data) % 16 == 0 &&
+                                    (problem.m == 1 || args.out.stride[0] * out_bytes % 16 == 0)};
   kernel.grid = {static_cast<int>(config.left_tiles), static_cast<int>(column_groups), config.band};
   kernel.groups = static_cast<int>(ceil_div(problem.k, kFp8Group));
   return kernel;
@@ -84,14 +86,26 @@ KernelArgs kernel_args(const Fp8GemmArgs& args, const Problem& problem, const Co
 
 void launch_rows(const KernelArgs& args, const Config& config, bool per_row, const cuda::Device& device, void* stream) {
   switch (config.variant + (per_row ? kVariantCount : 0)) {
-    case 4: return launch_kernel<4, false>(args, config, device, stream);
-    case 5: return launch_kernel<5, false>(args, config, device, stream);
-    case 6: return launch_kernel<6, false>(args, config, device, stream);
-    case 7: return launch_kernel<7, false>(args, config, device, stream);
-    case 8: return launch_kernel<8, false>(args, config, device, stream);
-    case 4 + kVariantCount: return launch_kernel<4, true>(args, config, device, stream);
-    case 8 + kVariantCount: return launch_kernel<8, true>(args, config, device, stream);
-    default: require(false, kOp, ": variant ", config.variant, " is not built for these scales");
+    case 4:
+      return launch_kernel<4, false>(args, config, device, stream);
+    case 5:
+      return launch_kernel<5, false>(args, config, device, stream);
+    case 6:
+      return launch_kernel<6, false>(args, config, device, stream);
+    case 7:
+      return launch_kernel<7, false>(args, config, device, stream);
+    case 8:
+      return launch_kernel<8, false>(args, config, device, stream);
+    case 9:
+      return launch_kernel<9, false>(args, config, device, stream);
+    case 5 + kVariantCount:
+      return launch_kernel<5, true>(args, config, device, stream);
+    case 8 + kVariantCount:
+      return launch_kernel<8, true>(args, config, device, stream);
+    case 9 + kVariantCount:
+      return launch_kernel<9, true>(args, config, device, stream);
+    default:
+      require(false, kOp, ": variant ", config.variant, " is not built for these scales");
   }
 }
 
@@ -117,8 +131,8 @@ void run(const Fp8GemmArgs& args, const Problem& problem, const Config& config, 
 void run_variant(const Fp8GemmArgs& args, int variant, void* stream) {
   const Problem problem = check_limits(args);
   const cuda::Device device = cuda::require_sm90(kOp);
-  require(variant >= 0 && variant < kVariantCount && can_run(kVariants[variant], args.b_scales_per_row, device.sms), kOp,
-          ": variant ", variant, " cannot run this problem");
+  require(variant >= 0 && variant < kVariantCount && can_run(kVariants[variant], args.b_scales_per_row, device.sms),
+          kOp, ": variant ", variant, " cannot run this problem");
   require(problem.m > 0 && problem.n > 0 && problem.k > 0, kOp, ": a given variant needs m, n, k > 0");
   run(args, problem, config_of(variant, problem.m, problem.n, args.b_scales_per_row, device.sms), device, stream);
 }

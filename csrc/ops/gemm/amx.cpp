@@ -95,7 +95,7 @@ void multiply_steps(const Item& item, i64 column_tiles, i64 first_k, i64 steps) 
   i64 t = 0;
   for (; t + 2 <= item.row_tiles; t += 2) {
     for (i64 c = 0; c < column_tiles; c += 2) {
-      const auto multiply = [&](i64 block, i64 count) [[gnu::always_inline]] {
+      const auto multiply = [&](i64 block, i64 count) {
         const bf16* pairs = a + block * block_bf16 + t * kBlockBf16;
         const bf16* rows = item.b + c * kColumnBf16 + block * kBlockBf16;
         multiply_2x2(rows, rows + kColumnBf16, pairs, pairs + kBlockBf16, count);
@@ -104,7 +104,7 @@ void multiply_steps(const Item& item, i64 column_tiles, i64 first_k, i64 steps) 
     }
   }
   if (t < item.row_tiles) {
-    const auto multiply = [&](i64 block, i64 count) [[gnu::always_inline]] {
+    const auto multiply = [&](i64 block, i64 count) {
       multiply_4x1(item.b + block * kBlockBf16, kColumnBf16, a + block * block_bf16 + t * kBlockBf16, count);
     };
     add_steps(total_of(item, 0, t), kTileF32, first_k == 0, steps, multiply);

@@ -36,10 +36,8 @@ GLM5_INLINE void add_steps(const f32* a, const f32* panel, i64 k_end, f32* total
 // total += part.
 template <int Rows>
 GLM5_INLINE void add_part(const f32* a, const f32* panel, i64 k_end, f32* totals) {
-#pragma GCC unroll 1
-  for (int line = 0; line < 8 * Rows; ++line) prefetch(a + Rows * cpu::kGemmBlock + line * 16);
   __m256 part[Rows][2];
-  multiply_chain<Rows>(a, panel, k_end, part);
+  multiply_chain<Rows>(a, panel, round_up(k_end, 8), part);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     f32* total = totals + r * cpu::kGemmTile;

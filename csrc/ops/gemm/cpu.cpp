@@ -69,6 +69,9 @@ FloatTensor<3> part_of(const FloatTensor<3>& tensor, i64 batch, i64 first, i64 r
               (batch * tensor.stride[0] + first * tensor.stride[1]) * bytes_of(tensor.dtype);
   part.shape[0] = 1;
   part.shape[1] = rows;
+  // A stride that is never taken may be anything; the kernels want one of them to be 1.
+  if (tensor.shape[1] <= 1) part.stride[1] = 1;
+  if (tensor.shape[2] <= 1) part.stride[2] = 1;
   return part;
 }
 

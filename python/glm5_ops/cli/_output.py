@@ -33,20 +33,25 @@ class Output:
         if not self.as_json:
             print(text)
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-        """The first column is text; the others are figures and stand to the right."""
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", words: int = 1) -> None:
+        """The first `words` columns are text; the others are figures and stand to the right."""
         if self.as_json:
-            return
-        if self._console is not None:
-            self._console.print(_rich_table(headers, rows, title))
             return
         lines = [list(headers), *(list(row) for row in rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
+        if self._console is not None:
+            # wider than the terminal: better whole and wrapped by it than squeezed
+            width = max(self._console.width, sum(widths) + 2 * len(widths))
+            rich.console.Console(width=width).print(_rich_table(headers, rows, title, words))
+            return
         if title:
             print(title)
         for line in lines:
-            first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            print("  " + "  ".join([line[0].ljust(len(first)), *others]).rstrip())
+            cells = [
+                cell.ljust(w) if i < words else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ]
+            print("  " + "  ".join(cells).rstrip())
 
     def document(self, value: dict) -> None:
         if self.as_json:
@@ -64,10 +69,10 @@ def as_json(value: object) -> object:
     return value
 
 
-def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str):
-    table = rich.table.Table(title=title or None, title_justify="left", box=rich.box.SIMPLE, pad_edge=False)
+def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str, words: int):
+    table = rich.table.Table(title=title or None, title_justify="left", box=rich.box.SIMPLE, padding=0, pad_edge=False)
     for i, header in enumerate(headers):
-        table.add_column(header, justify="right" if i else "left", overflow="fold")
+        table.add_column(header, justify="right" if i >= words else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(rich.text.Text(cell, style=STYLES.get(cell, "")) for cell in row))
     return table

@@ -20,7 +20,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         for one in described:
             _print(one, output)
     else:
-        output.table(["op", "what it does"], [[one["op"], one["docstring"].splitlines()[0]] for one in described])
+        output.table(
+            ["op", "what it does"], [[one["op"], one["docstring"].splitlines()[0]] for one in described], words=2
+        )
     output.document({"command": "describe", "ops": described})
     return 0
 

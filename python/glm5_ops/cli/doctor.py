@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.line()
     rows = _ops(found)
     if rows:
-        output.table(OPS_COLUMNS, rows)
+        output.table(OPS_COLUMNS, rows, words=len(OPS_COLUMNS))
         output.line()
     for finding in findings:
         output.line(f"{finding.level}  {finding.cause}")

@@ -61,11 +61,11 @@ def _report(arguments: argparse.Namespace, output: Output, results: dict[str, li
     where = f"cpu, {isa}, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name()
     promises = [check for check in CHECKS if check != "reference"]
     rows = [
-        [op, str(len(of_op)), *_error(of_op), *(_cell(check, of_op) for check in promises), _status(of_op)]
+        [op, str(len(of_op)), _error(of_op), *(_cell(check, of_op) for check in promises), _status(of_op)]
         for op, of_op in results.items()
     ]
     title = f"{arguments.candidate} in the place of {arguments.op[0]}, on {where}" if arguments.candidate else where
-    output.table(["op", "cases", "worst error", "allowed", *promises, "status"], rows, title)
+    output.table(["op", "cases", "error of allowed", *promises, "status"], rows, title)
     for op, of_op in results.items():
         _explain(arguments, output, op, of_op)
     document = {
@@ -92,12 +92,12 @@ def _explain(arguments: argparse.Namespace, output: Output, op: str, of_op: list
         output.line(f"{op}: the generic kernels were left out of {left_out} cases, which would take them minutes")
 
 
-def _error(of_op: list[Result]) -> tuple[str, str]:
+def _error(of_op: list[Result]) -> str:
     verdicts = [result.verdict for result in of_op if result.verdict is not None]
     if not verdicts:
-        return "none", ""
+        return "-"
     worst = max(verdicts, key=lambda v: v.error)
-    return f"{worst.error:.3g} {worst.unit}", f"{worst.allowed:g}"
+    return f"{worst.error:.3g} of {worst.allowed:g} {worst.unit}"
 
 
 def _cell(check: str, of_op: list[Result]) -> str:

@@ -24,9 +24,15 @@ class Verdict:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The tensor's bytes as integers, so that NaN equals itself and -0 differs from 0."""
+    """The tensor's bytes as integers, so that NaN equals NaN and -0 differs from 0.
+
+    The sign and payload of a NaN are no promise of any op (processors differ in them), except in e4m3, which has but two.
+    """
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.detach().cpu().contiguous().view(kind)
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point() and tensor.element_size() > 1:
+        tensor = torch.where(tensor.isnan(), float("nan"), tensor).to(tensor.dtype)
+    return tensor.view(kind)
 
 
 def same_bits(got: Tensor, expected: Tensor) -> Verdict:
@@ -41,6 +47,8 @@ def same_bits(got: Tensor, expected: Tensor) -> Verdict:
         where = tuple(int(i) for i in differing.nonzero()[0])
         got_value, expected_value = got.detach().cpu()[where], expected.detach().cpu()[where]
         detail = f"first at {list(where)}: {float(got_value)!r} instead of {float(expected_value)!r}"
+        if repr(float(got_value)) == repr(float(expected_value)):
+            detail += f" (bits {int(bits(got)[where]):#x} instead of {int(bits(expected)[where]):#x})"
     return Verdict(count == 0, count, 0, "elements", detail)
 
 

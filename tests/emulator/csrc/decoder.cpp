@@ -255,16 +255,19 @@ bool words_match(std::string_view mnemonic, const std::vector<std::string_view>&
 const Entry* find_entry(const TextInstruction& text) {
   static const std::multimap<std::string_view, const Entry*> by_first_word = [] {
     std::multimap<std::string_view, const Entry*> map;
-    for (const auto table : {integer_entries(), float_entries(), conversion_entries(), memory_entries(),
+    for (const auto table : {integer_entries(), float_entries(), conversion_entries(), memory_entries(), atomic_entries(), barrier_entries(),
                              control_entries(), warp_entries(), async_entries()})
       for (const Entry& entry : table) map.insert({entry.mnemonic.substr(0, entry.mnemonic.find('.')), &entry});
     return map;
   }();
   const Entry* best = nullptr;
   size_t best_count = 0;
+  // add.s32 and add.f32 are different instructions: the last word decides between the two tables.
+  const bool floating = Decoder::type_named(text.words.back()) >= Type::f16;
   const auto [begin, end] = by_first_word.equal_range(text.words[0]);
   for (auto it = begin; it != end; ++it) {
     size_t count;
+    if (it->second->kind == (floating ? Class::integer : Class::floating)) continue;
     if (!words_match(it->second->mnemonic, text.words, count) || count <= best_count) continue;
     best = it->second;
     best_count = count;

@@ -3,10 +3,14 @@
 // Adding an instruction is an Entry in one of the decode_*.cpp tables, its decoder, and an executor.
 #pragma once
 
+#include <deque>
 #include <initializer_list>
+#include <map>
 #include <span>
 #include <sstream>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "program.h"
 #include "ptx_parser.h"
@@ -28,7 +32,9 @@ std::span<const Entry> integer_entries();
 std::span<const Entry> float_entries();
 std::span<const Entry> conversion_entries();
 std::span<const Entry> memory_entries();
+std::span<const Entry> atomic_entries();
 std::span<const Entry> control_entries();
+std::span<const Entry> barrier_entries();
 std::span<const Entry> warp_entries();
 std::span<const Entry> async_entries();  // mbarrier, cp.async*, fence, wgmma, matrix
 
@@ -94,42 +100,58 @@ class Decoder {
   const TextInstruction& text_;
 };
 
-// Links a kernel and what it calls into one program, decoding each function once.
+// One function within a program.
+struct FunctionImage {
+  Function* function = nullptr;
+  u32 first = 0;  // index of its first instruction; text instruction i is first + i, a final exit or return follows
+  std::map<std::pair<int, std::string_view>, u32> registers;  // (scope, name) -> byte offset
+  std::map<std::pair<int, std::string_view>, u32> areas;      // .param variables: byte offset; scope -1 is the signature
+};
+
+// Where a variable of any kind lives.
+struct PlaceOfVariable {
+  bool exists = false;
+  Space space = Space::generic;
+  u64 offset = 0;                    // in its window, in local memory or in the parameter block; else a host address
+  bool is_kernel_parameter = false;
+  u32 area = 0, lane_bytes = 0;      // .param variables of functions and calls: a row of lane_bytes per lane
+};
+
+// Links a kernel and what it calls into one program.
 class Linker {
  public:
-  explicit Linker(Module& module, Program& program) : module_(module), program_(program) {}
+  Linker(Module& module, Program& program) : module_(module), program_(program) {}
   void link(std::string_view kernel);
-
-  struct FunctionImage {
-    Function* function = nullptr;
-    u32 first = 0;               // index of its first instruction
-    std::vector<u32> index_of;   // text instruction -> instruction
-    std::map<std::pair<int, std::string_view>, u32> registers;  // (scope, name) -> byte offset
-    std::map<std::pair<int, std::string_view>, u32> areas;      // .param and .local variables: offset
-  };
 
   Module& module() { return module_; }
   Program& program() { return program_; }
   FunctionImage& image() { return *current_; }
   u32 allocate_registers(u32 bytes);
-  // The function's image, to be linked later in the same program; null for the externals.
-  FunctionImage* callee(std::string_view name);
   Operand constant(u64 bits, int bytes);
-  // Address of a module variable: shared ones get an offset in the window, others device memory. Local ones an offset.
-  u64 variable_address(std::string_view name, Space& space);
-  u32 shared_offset(const Variable& variable);
+  PlaceOfVariable variable(const Function& function, int scope, std::string_view name);
+  // The image of a function with a body; null for one without.
+  FunctionImage* callee(std::string_view name);
+  // The row of a .param variable in the signature of an image.
+  PlaceOfVariable signature_area(FunctionImage& image, const Variable& variable);
 
  private:
-  friend class Decoder;
-  void link_function(FunctionImage& image);
+  void collect(Function& function);
+  void collect_names(const Function& function, int scope, const TextOperand& operand);
+  void place_shared();
+  void decode(FunctionImage& image);
+  void decode_one(FunctionImage& image, const TextInstruction& text);
+  PlaceOfVariable area(FunctionImage& image, int scope, const Variable& variable);
   Module& module_;
   Program& program_;
   FunctionImage* current_ = nullptr;
   std::deque<FunctionImage> images_;
-  std::map<std::string_view, u32> shared_offsets_;
+  std::vector<const Variable*> shared_;
+  std::map<const Variable*, u32> offsets_;  // of shared and local variables
   std::map<std::pair<u64, int>, u32> constants_;
-  std::vector<const Variable*> dynamic_shared_;
 };
+
+// Host address of a .global or .const variable; allocated and initialised on first use.
+u64 global_address(Module& module, const Variable& variable);
 
 const Entry* find_entry(const TextInstruction& text);
 

@@ -73,6 +73,7 @@ struct Module {
   std::vector<std::string> files = {""};     // .file n "..."
   std::map<std::string_view, Variable> variables;
   std::map<std::string_view, Function> functions;
+  std::map<std::string_view, u64> addresses;  // of .global and .const variables that are in use
 };
 
 // Throws Refusal with the line for text that is not understood. Bodies are parsed by parse_body, on first use.

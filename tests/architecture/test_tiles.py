@@ -1,0 +1,113 @@
+"""The arithmetic around the CUDA kernels that a host compiler can check: tiles, grids and the choice of a variant."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Every tile of a grid is taken exactly once, whatever the band, by any number of workers.
+TILES = """
+#include <cstdio>
+#include <vector>
+#include "cuda/tile_scheduler.cuh"
+using namespace glm5;
+int main() {
+  for (int rows : {1, 2, 3, 7, 8, 9, 16, 31, 64, 257}) {
+    for (int columns : {1, 2, 5, 21, 41, 82}) {
+      for (int band : {1, 2, 3, 8, 16}) {
+        const cuda::TileGrid grid{rows, columns, static_cast<int>(smaller(band, rows))};
+        std::vector<int> taken(rows * columns);
+        for (int worker = 0; worker < 66; ++worker) {
+          for (int tile = worker; tile < grid.count(); tile += 66) {
+            const cuda::TilePlace place = grid.at(tile);
+            if (place.row < 0 || place.row >= rows || place.column < 0 || place.column >= columns) return 1;
+            ++taken[place.row * columns + place.column];
+          }
+        }
+        for (int count : taken) if (count != 1) return 2;
+      }
+    }
+  }
+}
+"""
+
+# Every problem gets a variant that fits the chip and covers it, in one wave of persistent blocks.
+CONFIGS = """
+#include <cstdio>
+#include <random>
+#include "ops/fp8_gemm/config.h"
+using namespace glm5;
+using namespace glm5::fp8_gemm_sm90;
+static_assert(choose_config(1, 6144, 16384).schedule == Schedule::swap_ab);
+static_assert(choose_config(4096, 24576, 6144).schedule == Schedule::rows);
+int legal(i64 m, i64 n, i64 k, bool per_row, int sms) {
+  const Config config = choose_config(m, n, k, per_row, sms);
+  const Variant& variant = kVariants[config.variant];
+  const bool swapped = config.schedule == Schedule::swap_ab;
+  const i64 left = swapped ? n : m, right = swapped ? m : n;
+  if (per_row && !variant.per_row) return 1;
+  if (config.smem_bytes > 227 * 1024 || config.smem_bytes % 1024 != 0) return 2;
+  if (config.grid < 1 || config.grid > sms || config.grid % config.cluster != 0) return 3;
+  if (config.left_tiles * variant.left < left || (config.left_tiles - 1) * variant.left >= left) return 4;
+  if (config.right_tiles * variant.right < right || config.right_tiles % config.cluster != 0) return 5;
+  if ((config.right_tiles - variant.cluster) * variant.right >= right) return 6;
+  if (config.band < 1 || config.band > config.left_tiles) return 7;
+  if (variant.left / variant.cluster % 8 != 0 || variant.right % 16 != 0 || variant.left > 256) return 8;
+  if (describe(config).empty()) return 9;
+  return 0;
+}
+int main() {
+  for (i64 m : {1, 2, 16, 17, 64, 65, 128, 129, 192, 256, 1000, 4096, 65536}) {
+    for (i64 n : {1, 8, 32, 128, 160, 576, 2624, 4096, 6144, 16384, 24576, 28672, 154880}) {
+      for (i64 k : {1, 16, 128, 512, 2048, 6144, 16384}) {
+        for (int sms : {2, 78, 114, 132}) {
+          for (bool per_row : {false, true}) {
+            if (const int fault = legal(m, n, k, per_row, sms)) {
+              std::printf("limit %d broken at m %ld n %ld k %ld sms %d\\n", fault, long(m), long(n), long(k), sms);
+              return 1;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+"""
+
+
+def run(text: str, folder: Path, edit=lambda header: header) -> subprocess.CompletedProcess:
+    """Compiles and runs a program; `edit` changes the library's headers first, to plant a fault."""
+    for name in ("cuda/tile_scheduler.cuh", "ops/fp8_gemm/config.h"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(edit((ROOT / "csrc" / name).read_text()))
+    (folder / "main.cpp").write_text(text)
+    program = folder / "program"
+    includes = [f"-I{folder}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["g++", "-std=c++20", "-O1", *includes, str(folder / "main.cpp"), "-o", str(program)], check=True)
+    return subprocess.run([str(program)], capture_output=True, text=True)
+
+
+def test_every_tile_is_taken_exactly_once(tmp_path):
+    assert run(TILES, tmp_path).returncode == 0
+
+
+def test_every_problem_gets_a_variant_that_fits(tmp_path):
+    done = run(CONFIGS, tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        (TILES, "in_band / height", "in_band / band"),
+        (CONFIGS, "round_up(ceil_div(swapped ? m : n, variant.right), variant.cluster)", "ceil_div(n, variant.right)"),
+        (CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
+    ],
+)
+def test_a_planted_fault_is_found(text, right, wrong, tmp_path):
+    def plant(header: str) -> str:
+        return header.replace(right, wrong)
+
+    assert run(text, tmp_path, plant).returncode != 0
