@@ -79,7 +79,7 @@ struct Config {
 constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, i64 batch, int sms) {
   constexpr i64 kMultiplyAdds = 2048, kSmemBytes = 128;  // per SM and clock
   constexpr i64 kL2Bytes = 6154, kMemoryBytes = 2450;    // per clock, all SMs
-  constexpr i64 kLeastStep = 128, kTile = 500;           // barriers; the start and end of a tile
+  constexpr i64 kLeastStep = 128, kTile = 300;           // barriers; draining and starting a tile
   const bool swapped = variant.schedule == Schedule::swap_ab;
   const i64 left_rows = swapped ? n : m, right_rows = swapped ? m : n;
   const i64 left = variant.left, right = variant.right;

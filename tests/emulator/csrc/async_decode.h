@@ -19,6 +19,7 @@ inline AddressRow decode_address(Decoder& decoder, const TextOperand& operand, S
 
 std::span<const Entry> mbarrier_entries();
 std::span<const Entry> copy_entries();
+std::span<const Entry> bulk_entries();
 std::span<const Entry> wgmma_entries();
 std::span<const Entry> matrix_entries();
 

@@ -58,6 +58,7 @@ struct Instruction {
   u32 detail = 0;        // belongs to the executor
   const Operand* list = nullptr;  // further operands (vectors, fragments), owned by the program
   u32 count = 0;         // of `list`
+  u32 access_bytes = 0;  // per lane, of loads and stores: for the counters
   Space space = Space::generic;
   bool address_is_64 = true;   // width of the address row
   bool is_volatile = false;    // volatile, relaxed, acquire or release: a synchronising access for the race check

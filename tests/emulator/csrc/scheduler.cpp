@@ -122,10 +122,10 @@ bool run_warp(Warp& warp, u64 slice) {
   const u64 begin = warp.executed;
   warp.seen_events = cluster.events;
   for (Group& group : warp.groups) group.blocked = false;
-  bool rotate = false, advanced = false;
+  bool advanced = false;
   while (!warp.done() && warp.executed - begin < slice) {
     merge_groups(warp);
-    Group* group = choose_group(warp, rotate);
+    Group* group = choose_group(warp, warp.rotate);
     if (group == nullptr) break;
     const u64 before = warp.executed, events = cluster.events;
     const u32 pc = group->pc;
@@ -140,7 +140,7 @@ bool run_warp(Warp& warp, u64 slice) {
       group->blocked = cluster.events == events;
     }
     if (turn == Turn::yielded) break;
-    rotate = turn == Turn::slice_ended && !rotate;
+    warp.rotate = turn == Turn::slice_ended && warp.groups.size() > 1 && !warp.rotate;
   }
   merge_groups(warp);
   warp.group = nullptr;

@@ -1,0 +1,167 @@
+#include "device.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "decoder.h"
+#include "fatbin.h"
+#include "memory.h"
+#include "report.h"
+#include "scheduler.h"
+
+namespace glm5::emulator {
+namespace {
+
+// The limits of an H200 (compute capability 9.0).
+constexpr u32 kMaxThreads = 1024, kMaxCluster = 8, kMaxLargeCluster = 16, kMaxBlocksX = 0x7fffffff, kMaxBlocksYz = 65535;
+
+void check_limits(const Kernel& kernel, const Program& program, const LaunchRequest& request) {
+  const std::string name = demangled(kernel.name);
+  const u64 threads = u64{request.threads[0]} * request.threads[1] * request.threads[2];
+  if (threads == 0 || threads > kMaxThreads || request.threads[2] > 64)
+    refuse("launch of ", name, " with ", threads, " threads per block; 1 to ", kMaxThreads, " are possible");
+  if (threads > program.max_threads)
+    refuse("launch of ", name, " with ", threads, " threads; it was compiled for at most ", program.max_threads);
+  u64 cluster = 1;
+  for (int d = 0; d < 3; ++d) {
+    const u32 blocks = request.blocks[d], limit = d == 0 ? kMaxBlocksX : kMaxBlocksYz;
+    if (blocks == 0 || blocks > limit) refuse("launch of ", name, " with ", blocks, " blocks along ", "xyz"[d], "; 1 to ", limit);
+    if (request.cluster[d] == 0 || blocks % request.cluster[d] != 0)
+      refuse("launch of ", name, ": ", blocks, " blocks along ", "xyz"[d], " are no multiple of the cluster's ", request.cluster[d]);
+    if (program.required_cluster[d] && program.required_cluster[d] != request.cluster[d])
+      refuse("launch of ", name, " with a cluster of another shape than it was compiled for");
+    cluster *= request.cluster[d];
+  }
+  if (cluster > kMaxLargeCluster || (cluster > kMaxCluster && !kernel.allows_large_clusters))
+    refuse("launch of ", name, " with clusters of ", cluster, " blocks; at most ", kMaxCluster, " without the attribute for more");
+  if (request.dynamic_shared_bytes > kernel.dynamic_shared_limit)
+    refuse("launch of ", name, " with ", request.dynamic_shared_bytes, " bytes of dynamic shared memory; its limit is ",
+           kernel.dynamic_shared_limit, " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
+  if (request.dynamic_shared_bytes + program.static_shared_bytes > kSharedPerBlock)
+    refuse("launch of ", name, " with ", request.dynamic_shared_bytes + program.static_shared_bytes,
+           " bytes of shared memory; a block has at most ", kSharedPerBlock);
+}
+
+constexpr const char* kClassNames[] = {"integer", "floating", "conversion", "move", "memory",
+                                       "control", "synchronisation", "copy", "matrix"};
+constexpr const char* kSpaceNames[] = {"generic", "global", "shared", "local", "param", "constant"};
+
+}  // namespace
+
+Device& Device::instance() {
+  static Device* device = new Device;  // static constructors of programs register before anything else is ready
+  return *device;
+}
+
+Image* Device::add_image(const void* wrapper) {
+  const std::lock_guard lock(mutex);
+  images_.push_back(std::make_unique<Image>());
+  images_.back()->wrapper = wrapper;
+  return images_.back().get();
+}
+
+void Device::add_kernel(Image* image, const void* stub, const char* name) {
+  const std::lock_guard lock(mutex);
+  auto kernel = std::make_unique<Kernel>();
+  kernel->image = image;
+  kernel->name = name;
+  kernels_[stub] = std::move(kernel);
+}
+
+void Device::add_variable(Image* image, const void* host, const char* name) { image->variables[host] = name; }
+
+Kernel& Device::kernel(const void* stub) {
+  const auto it = kernels_.find(stub);
+  if (it == kernels_.end()) refuse("launch of a function that is no registered kernel");
+  return *it->second;
+}
+
+Module& Device::module(Image& image) {
+  if (!image.module) image.module = parse_module(ptx_of_fatbin(image.wrapper));
+  return *image.module;
+}
+
+Program& Device::program(Kernel& kernel) {
+  if (kernel.program) return *kernel.program;
+  auto program = std::make_unique<Program>();
+  Linker(module(*kernel.image), *program).link(kernel.name);
+  kernel.program = std::move(program);
+  return *kernel.program;
+}
+
+u64 Device::variable_address(const void* host, u64* bytes) {
+  for (const auto& image : images_) {
+    const auto it = image->variables.find(host);
+    if (it == image->variables.end()) continue;
+    Module& parsed = module(*image);
+    const auto variable = parsed.variables.find(it->second);
+    if (variable == parsed.variables.end()) refuse("the module has no variable ", it->second);
+    if (bytes) *bytes = variable->second.bytes;
+    return global_address(parsed, variable->second);
+  }
+  refuse("this is no registered device variable");
+}
+
+void Device::launch(const void* stub, const LaunchRequest& request) {
+  const std::lock_guard lock(mutex);
+  Kernel& target = kernel(stub);
+  Program& code = program(target);
+  check_limits(target, code, request);
+  // 128-byte aligned, as tensor maps among the parameters need it.
+  Extent& block = Memory::instance().allocate(std::max<u32>(code.parameter_bytes, 1), "the parameters of " + demangled(target.name));
+  auto* bytes = reinterpret_cast<u8*>(block.begin);
+  for (size_t i = 0; i < code.parameters.size(); ++i)
+    std::memcpy(bytes + code.parameters[i].offset, request.arguments[i], code.parameters[i].bytes);
+  block.is_constant = true;
+  Grid grid;
+  grid.program = &code;
+  std::copy_n(request.blocks, 3, grid.blocks);
+  std::copy_n(request.threads, 3, grid.threads);
+  std::copy_n(request.cluster, 3, grid.cluster_shape);
+  grid.dynamic_shared_bytes = static_cast<u32>(request.dynamic_shared_bytes);
+  grid.parameters = bytes;
+  grid.schedule = options.schedule;
+  grid.random.seed(options.seed + 0x9e3779b97f4a7c15 * ++target.launches);
+  grid.instructions_left = options.instruction_limit;
+  const u64 parameters = block.begin;
+  try {
+    run_grid(grid);
+  } catch (...) {
+    Memory::instance().release(parameters);
+    throw;
+  }
+  Memory::instance().release(parameters);
+}
+
+std::string Device::counters() const {
+  std::ostringstream out;
+  for (const auto& [stub, kernel] : kernels_) {
+    if (!kernel->program || kernel->launches == 0) continue;
+    const Program& code = *kernel->program;
+    std::array<Hits, std::size(kClassNames)> by_class{};
+    std::array<u64, std::size(kSpaceNames)> bytes{};
+    for (size_t i = 0; i < code.code.size(); ++i) {
+      const Instruction& in = code.code[i];
+      by_class[static_cast<size_t>(in.kind)].warps += code.hits[i].warps;
+      by_class[static_cast<size_t>(in.kind)].lanes += code.hits[i].lanes;
+      bytes[static_cast<size_t>(in.space)] += code.hits[i].lanes * in.access_bytes;
+    }
+    out << demangled(kernel->name) << "\tlaunches=" << kernel->launches;
+    for (size_t c = 0; c < by_class.size(); ++c)
+      if (by_class[c].warps) out << "\t" << kClassNames[c] << "=" << by_class[c].warps << "/" << by_class[c].lanes;
+    for (size_t s = 0; s < bytes.size(); ++s)
+      if (bytes[s]) out << "\tbytes." << kSpaceNames[s] << "=" << bytes[s];
+    out << "\n";
+  }
+  return out.str();
+}
+
+void Device::reset_counters() {
+  for (auto& [stub, kernel] : kernels_) {
+    kernel->launches = 0;
+    if (kernel->program) std::fill(kernel->program->hits.begin(), kernel->program->hits.end(), Hits{});
+  }
+}
+
+}  // namespace glm5::emulator

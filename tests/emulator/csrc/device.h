@@ -1,0 +1,67 @@
+// The emulated device: registered modules, kernels by their host stubs, launches, and what the last one had to say.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "ptx_parser.h"
+#include "state.h"
+
+namespace glm5::emulator {
+
+struct LaunchRequest {
+  u32 blocks[3] = {1, 1, 1}, threads[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
+  u64 dynamic_shared_bytes = 0;
+  void** arguments = nullptr;
+};
+
+struct Options {
+  Schedule schedule = Schedule::fair;
+  u64 seed = 0;
+  u64 instruction_limit = u64{20} * 1000 * 1000 * 1000;  // warp instructions of one launch
+};
+
+struct Image;
+
+struct Kernel {
+  Image* image = nullptr;
+  std::string name;                 // mangled
+  std::unique_ptr<Program> program;  // decoded at the first launch
+  u64 dynamic_shared_limit = 48 * 1024;
+  bool allows_large_clusters = false;
+  u64 launches = 0;
+};
+
+// One fat binary.
+struct Image {
+  const void* wrapper = nullptr;
+  std::unique_ptr<Module> module;   // parsed at the first use
+  std::map<const void*, std::string> variables;  // host shadow -> device name
+};
+
+class Device {
+ public:
+  static Device& instance();
+
+  Image* add_image(const void* wrapper);
+  void add_kernel(Image* image, const void* stub, const char* name);
+  void add_variable(Image* image, const void* host, const char* name);
+  Kernel& kernel(const void* stub);           // throws Refusal for an unknown stub
+  Program& program(Kernel& kernel);           // decodes it
+  u64 variable_address(const void* host, u64* bytes);
+  void launch(const void* stub, const LaunchRequest& request);
+
+  Options options;
+  std::recursive_mutex mutex;
+  std::string counters() const;               // one line per kernel, tab separated
+  void reset_counters();
+
+ private:
+  Module& module(Image& image);
+  std::vector<std::unique_ptr<Image>> images_;
+  std::map<const void*, std::unique_ptr<Kernel>> kernels_;
+};
+
+}  // namespace glm5::emulator

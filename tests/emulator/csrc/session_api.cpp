@@ -1,0 +1,51 @@
+// What the Python side of the tests calls through ctypes.
+#include <cstring>
+#include <string>
+
+#include "device.h"
+#include "memory.h"
+#include "status.h"
+
+using namespace glm5;
+using namespace glm5::emulator;
+
+namespace {
+thread_local std::string answer;
+}
+
+extern "C" {
+
+// 0 on failure; glm5_emulator_sentence() says why. The contents are zero and count as initialised.
+u64 glm5_emulator_allocate(u64 bytes, u64 address_modulo, const char* name) {
+  u64 address = 0;
+  guarded([&] { address = Memory::instance().allocate(bytes, name, address_modulo).begin; });
+  return address;
+}
+int glm5_emulator_free(u64 address) {
+  return guarded([&] { Memory::instance().release(address); });
+}
+// value: 0 initialised, 1 uninitialised, 2 outside.
+int glm5_emulator_mark(u64 address, u64 bytes, int value) {
+  return guarded([&] { Memory::instance().mark(address, bytes, static_cast<Shadow>(value)); });
+}
+// How many of the bytes were never written.
+u64 glm5_emulator_unwritten(u64 address, u64 bytes) {
+  u64 count = 0;
+  for (u64 i = 0; i < bytes; ++i) count += *Memory::shadow(address + i) == kUninitialised;
+  return count;
+}
+void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int allows_host_pointers) {
+  Options& options = Device::instance().options;
+  options.schedule = static_cast<Schedule>(schedule);
+  options.seed = seed;
+  options.instruction_limit = instruction_limit;
+  Memory::instance().allows_host_pointers = allows_host_pointers != 0;
+}
+// The text of the last fault or refusal on this thread, and the short name of the check that spoke.
+const char* glm5_emulator_sentence() { return last_sentence().c_str(); }
+const char* glm5_emulator_check() { return last_check().c_str(); }
+const char* glm5_emulator_counters() { return (answer = Device::instance().counters()).c_str(); }
+void glm5_emulator_reset_counters() { Device::instance().reset_counters(); }
+u64 glm5_emulator_live_allocations() { return Memory::instance().live_allocations(); }
+
+}  // extern "C"
