@@ -82,6 +82,16 @@ bool take(const View& view, FloatTensor<Rank>& out) {
   return true;
 }
 
+// For what only the CUDA kernels have, such as a launch of one given variant.
+template <auto cuda, class... Args>
+void run_on_cuda(const Args&... args) {
+  if constexpr (GLM5_WITH_CUDA) {
+    cuda(args...);
+  } else {
+    require(false, "this build has no CUDA kernels");
+  }
+}
+
 // One door for every binding: the CUDA launcher or the CPU kernel. `cuda` is not named in a build without CUDA.
 template <auto cpu, auto cuda, class Args>
 void run(const Args& args, bool on_cuda, u64 stream) {

@@ -1,4 +1,5 @@
-// The limits of quantize_fp8 and dequantize_fp8 that types and ranks do not show; for their doors, before a kernel runs.
+// The limits of quantize_fp8 and dequantize_fp8 that types and ranks do not show; for their doors, before a kernel
+// runs.
 #pragma once
 
 #include "core/error.h"
@@ -42,8 +43,8 @@ inline void check_fp8_offsets(const char* op, const Tensor<const i32, 1>& offset
   i64 before = 0;
   for (i64 e = 0; e < offsets.shape[0]; ++e) {
     const i64 offset = *offsets.at(e);
-    require(offset >= before && offset <= rows, op, ": offsets must ascend within 0 .. ", rows, "; offsets[", e, "] is ",
-            offset, " after ", before);
+    require(offset >= before && offset <= rows, op, ": offsets must ascend within 0 .. ", rows, "; offsets[", e,
+            "] is ", offset, " after ", before);
     before = offset;
   }
 }

@@ -1,8 +1,9 @@
-// Which rows share a scale in the 128x1 form: pieces of 128 rows, which start anew at each expert when there are offsets.
+// Which rows share a scale in the 128x1 form: pieces of 128 rows, which start anew at each expert when there are
+// offsets.
 //
-// Expert e owns the rows offsets[e] .. offsets[e+1]; its first group is offsets[e] / 128 + e. These numbers ascend faster
-// than groups are used, so no two experts share one, and rows / 128 + experts groups are always enough.
-// Offsets out of range or out of order, which a kernel on a GPU cannot refuse, give other rows, but never one that x lacks.
+// Expert e owns the rows offsets[e] .. offsets[e+1]; its first group is offsets[e] / 128 + e. These numbers ascend
+// faster than groups are used, so no two experts share one, and rows / 128 + experts groups are always enough. Offsets
+// out of range or out of order, which a kernel on a GPU cannot refuse, give other rows, but never one that x lacks.
 #pragma once
 
 #include "core/glm5.h"

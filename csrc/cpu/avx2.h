@@ -108,7 +108,11 @@ GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j
     for (i64 i = 0; i < whole_rows; i += 8) {
       __m256 x[8];
 #pragma GCC unroll 8
-      for (int c = 0; c < 8; ++c) x[c] = load_f32x8(from + i + (j + c) * j_stride);
+      for (int c = 0; c < 8; ++c) {
+        const T* column = from + i + (j + c) * j_stride;
+        x[c] = load_f32x8(column);
+        _mm_prefetch(reinterpret_cast<const char*>(column + cpu::kGemmBlock), _MM_HINT_T0);  // for the next block
+      }
       transpose_8x8(x);
 #pragma GCC unroll 8
       for (int r = 0; r < 8; ++r) _mm256_storeu_ps(to + (i + r) * to_stride + j, x[r]);

@@ -1,4 +1,5 @@
-// use_default_floats() .. restore_floats(): between them floats round to nearest even and subnormal numbers count in full.
+// use_default_floats() .. restore_floats(): between them floats round to nearest even and subnormal numbers count in
+// full.
 //
 // Programs set flush-to-zero (torch.set_flush_denormal does) or another rounding on their threads; results that promise
 // the same bits must not depend on it. A kernel brackets its piece with the two and leaves the thread as it was.

@@ -1,4 +1,5 @@
-// What quantize_fp8 and dequantize_fp8 share: access by pieces of 8 neighbours, and the tile in which 128x1 groups turn.
+// What quantize_fp8 and dequantize_fp8 share: access by pieces of 8 neighbours, and the tile in which 128x1 groups
+// turn.
 #pragma once
 
 #include "core/fp8.h"
@@ -13,8 +14,8 @@ __device__ __forceinline__ bool is_aligned(const void* pointer, u32 bytes) {
   return (reinterpret_cast<std::uintptr_t>(pointer) & (bytes - 1)) == 0;
 }
 
-// Bytes of a tile, turned: a word holds 4 rows of a column. Its place is moved by the column's piece, so that the 8 pieces
-// x 4 words that a warp touches lie in 32 banks; 4 words stay together, for accesses of 16 bytes.
+// Bytes of a tile, turned: a word holds 4 rows of a column. Its place is moved by the column's piece, so that the 8
+// pieces x 4 words that a warp touches lie in 32 banks; 4 words stay together, for accesses of 16 bytes.
 struct TurnedBytes {
   u32 words[kTurnColumns][kFp8Group / 4];
   __device__ __forceinline__ u32& at(u32 column, u32 word) { return words[column][word ^ (column / kPiece * 4)]; }

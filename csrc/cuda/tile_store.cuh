@@ -1,8 +1,8 @@
 // How a warp writes its 16 rows of an accumulator tile: registers -> 2 KiB of shared memory -> 16 bytes per thread.
 //
-// Plain stores, not the copy engine: any stride and alignment of out, any m and n and accumulation take one path, and once
-// issued nobody waits for them. Values pass shared memory without bank conflicts, as what is written: bf16, or f32 where
-// out is f32 or is still to be added. A row (transposed: a column) leaves as whole 32-byte sectors.
+// Plain stores, not the copy engine: any stride and alignment of out, any m and n and accumulation take one path, and
+// once issued nobody waits for them. Values pass shared memory as what is written: bf16, or f32 where out is f32 or is
+// still to be added. A row (transposed: a column) leaves as whole 32-byte sectors.
 #pragma once
 
 #include "core/tensor.h"
@@ -101,9 +101,9 @@ __device__ __forceinline__ void write_piece(Out* to, uint4 piece, const f32 (&ol
   }
 }
 
-// kColumns of the tile's columns. In shared memory a line is one of the 16 rows, 128 bytes long, or, transposed, one column
-// of 16 values. The 16-byte pieces of a row are exchanged by its number, so that the rows that a store spans (8 of 32
-// lanes with bf16, 4 of 16 lanes with f32) lie in different banks.
+// kColumns of the tile's columns. In shared memory a line is one of the 16 rows, 128 bytes long, or, transposed, one
+// column of 16 values. The 16-byte pieces of a row are exchanged by its number, so that the rows that a store spans (8
+// of 32 lanes with bf16, 4 of 16 lanes with f32) lie in different banks; transposed stores, for few columns, may meet.
 template <bool kTransposed, class Staged, class Out, int kColumns>
 __device__ __forceinline__ void store_chunk(const TileOut& out, const f32* total, u8* staging, int row, int column) {
   constexpr int kSize = sizeof(Staged), kValues = 16 / kSize;
@@ -136,16 +136,17 @@ __device__ __forceinline__ void store_chunk(const TileOut& out, const f32* total
       put_one(staging + (c * 16 + r) * kSize, total[i], Staged{});
       put_one(staging + (c * 16 + 16 + r) * kSize, total[i + 1], Staged{});
     } else {
-      put_pair(staging + r * 128 + exchanged(r, c * kSize / 16) * 16 + c * kSize % 16, total[i], total[i + 1], Staged{});
+      put_pair(staging + r * 128 + exchanged(r, c * kSize / 16) * 16 + c * kSize % 16, total[i], total[i + 1],
+               Staged{});
     }
   }
   __syncwarp();
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
     const int line = (32 * round + lane) / kPieces, piece = (32 * round + lane) % kPieces;
-    const u8* from = kTransposed ? staging + (32 * round + lane) * 16 : staging + line * 128 + exchanged(line, piece) * 16;
-    write_piece<Staged, Out>(to[round], *reinterpret_cast<const uint4*>(from), old[round], out.accumulate, vector[round],
-                             live[round]);
+    const u8* from = staging + (kTransposed ? 32 * round + lane : line * 8 + exchanged(line, piece)) * 16;
+    write_piece<Staged, Out>(to[round], *reinterpret_cast<const uint4*>(from), old[round], out.accumulate,
+                             vector[round], live[round]);
   }
   __syncwarp();
 }

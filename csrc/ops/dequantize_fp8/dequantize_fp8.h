@@ -1,6 +1,8 @@
-// dequantize_fp8: x = values * scale, rounded once to the type of x; the inverse of quantize_fp8, in the shape of its x.
+// dequantize_fp8: x = values * scale, rounded once to the type of x; the inverse of quantize_fp8, in the shape of its
+// x.
 //
-// A value 0x7f or 0xff gives NaN.
+// A value 0x7f or 0xff gives NaN, the same one on every machine: 0x7fc0 in bf16, 0x7e00 in f16, 0x7fc00000 in f32. Rows
+// that no expert owns become zero.
 #pragma once
 
 #include "core/fp8.h"

@@ -102,7 +102,8 @@ constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int 
   const i64 step = larger(larger(larger(multiply, smem), larger(fill, l2)), kLeastStep);
   const i64 tile = ceil_div(k, kFp8Group) * step + left * right / 32 + kEpilogue;
   const i64 memory = (m * k + n * k + 2 * m * n) / kMemoryBytes;
-  return larger(ceil_div(clusters, at_once) * tile, memory);
+  const i64 chip = ceil_div(clusters, at_once) * tile;
+  return larger(chip, memory) + chip / 16;  // where all wait for memory, the variant with least to do besides
 }
 
 constexpr bool can_run(const Variant& variant, bool b_scales_per_row, int sms) {

@@ -426,6 +426,7 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(),
 
 template <int kVariant, bool kPerRow>
 void launch_kernel(const KernelArgs& args, const Config& config, const cuda::Device& device, void* stream) {
+  static_assert(!kPerRow || kVariants[kVariant].per_row);
   cuda::launch<fp8_gemm_kernel<kVariant, kPerRow>>("fp8_gemm", device,
                                                    {.blocks = dim3(config.grid),
                                                     .threads = config.threads,

@@ -1,9 +1,12 @@
-// The seams between the files of fp8_gemm on sm_90a: one .cu per schedule.
+// The seams between the files of fp8_gemm on sm_90a, one .cu per schedule. Without CUDA: bind.cpp may include it.
 #pragma once
 
-#include "cuda/launch.h"
 #include "ops/fp8_gemm/config.h"
 #include "ops/fp8_gemm/fp8_gemm.h"
+
+namespace glm5::cuda {
+struct Device;
+}
 
 namespace glm5::fp8_gemm_sm90 {
 

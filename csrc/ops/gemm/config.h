@@ -4,7 +4,8 @@
 //   rows      left = rows of a, right = rows of b.
 //   swap_ab   left = rows of b, right = rows of a: with few rows of a, the 64 rows that a wgmma always multiplies are
 //             weights, and the tile is as narrow as m. The tile is written transposed.
-// Every variant adds in the same order, so the choice never shows in the result. k is never split: the sum is one chain.
+// Every variant adds in the same order, so the choice never shows in the result. k is never split: the sum is one
+// chain.
 #pragma once
 
 #include <string>
@@ -33,19 +34,20 @@ struct Variant {
 constexpr int kStepK = 64, kStepBytes = 128;
 constexpr int kStagingBytes = 2048;  // per consumer warp, to turn the tile from accumulator order into rows
 
-// Stages fill what the 227 KiB leave beside the staging. Per SM and clock: 2048 multiply-adds; 128 B through shared memory,
-// wgmma's reads and the copy engine's writes together; 46 B of what the L2 gives when all 132 ask. Per step: the clocks of
-// the multiplication, those of shared memory, and the bytes per clock then asked of the L2.
+// Stages fill what the 227 KiB leave beside the staging. Calculated per SM and clock, not measured: 2048 multiply-adds;
+// 128 B through shared memory, wgmma's reads and the copy engine's writes together; 46 B of what the L2 gives when all
+// 132 ask. Per step: the clocks of the multiplication, those of shared memory, and the bytes per clock then asked of
+// the L2.
 //
 // 128 x 256 and not 256 x 128 is the large tile: its wgmma reads 10 KiB per 128 clocks, which with the copy engine's
-// writes is just what shared memory serves, while two wgmma of 64 x 128 read 12 KiB. Sharing the right tile, the wide one,
-// brings it to 32 B per clock of L2. It holds 128 accumulators per thread; a second set, to store one tile while
+// writes is just what shared memory serves, while two wgmma of 64 x 128 read 12 KiB. Sharing the right tile, the wide
+// one, brings it to 32 B per clock of L2. It holds 128 accumulators per thread; a second set, to store one tile while
 // multiplying the next, does not fit, but the two warpgroups may drift apart by the length of the ring.
 constexpr Variant kVariants[] = {
     // Weights stream, tokens stay in L2: about 200 KiB in flight per SM, across tiles.
-    {Schedule::swap_ab, 64, 16, 1, 20, false},
-    {Schedule::swap_ab, 64, 32, 1, 16, false},
-    {Schedule::swap_ab, 64, 64, 1, 12, false},
+    {Schedule::swap_ab, 64, 16, 1, 20, false},  //   32, 160 clocks, 64 B
+    {Schedule::swap_ab, 64, 32, 1, 16, false},  //   64, 192 clocks, 64 B
+    {Schedule::swap_ab, 64, 64, 1, 12, false},  //  128, 256 clocks, 64 B
     {Schedule::swap_ab, 64, 128, 1, 8, false},  //  256, 384 clocks, 64 B
     {Schedule::rows, 128, 128, 1, 6, true},     //  512, 640 clocks, 51 B
     {Schedule::rows, 128, 192, 2, 5, false},    //  768, 832 clocks, 34 B
@@ -147,8 +149,8 @@ inline std::string describe(const Config& config) {
   const auto number = [](int value) { return std::to_string(value); };
   return std::string(config.schedule == Schedule::rows ? "rows" : "swap_ab") + " tile " + number(config.tile_m) + "x" +
          number(config.tile_n) + "x" + number(config.tile_k) + " stages " + number(config.stages) + " cluster " +
-         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) + " grid " +
-         number(config.grid);
+         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) +
+         " grid " + number(config.grid);
 }
 
 }  // namespace glm5::gemm_sm90

@@ -1,11 +1,12 @@
 // gemm with f32 operands on sm_90a: fused multiply-adds of the ordinary cores, because tensor cores round to TF32.
 //
-// The summation tree is that of the CPU, to the bit: each part of 128 k is one chain, parts are added ascending. Two tiles:
+// The summation tree is that of the CPU, to the bit: each part of 128 k is one chain, parts are added ascending. Two
+// tiles:
 //   wide    128 x 128, 256 threads with 8 x 8 results each; a part is complete every 8 steps and goes onto the total.
 //   narrow  32 x 32, 8 warps of which each computes another part of 128 k, side by side; the block adds them in order.
 //           For few tiles, as the router's (n = 256, few rows), where the wide tile would leave most of the GPU idle.
-// Both keep k-slices of the operands in shared memory as [k][row], in two buffers: a step loads the next slice from memory
-// into registers, multiplies the present one, and stores what it loaded.
+// Both keep k-slices of the operands in shared memory as [k][row], in two buffers: a step loads the next slice from
+// memory into registers, multiplies the present one, and stores what it loaded.
 #include "core/fp8.h"
 #include "cuda/launch.h"
 #include "ops/gemm/sm90.h"
@@ -158,8 +159,8 @@ __device__ __forceinline__ void store_total(const GemmArgs& args, i64 batch, i64
 
 // Adds the parts that the warps have computed, in order, to the totals that this thread keeps: every 256th of the tile.
 template <class Config>
-__device__ __forceinline__ void add_parts(SharedStorage<Config>& smem, const Results<Config>& part, int slice, int y, int x,
-                                          i64 parts, f32 (&totals)[Config::kM * Config::kN / kThreads]) {
+__device__ __forceinline__ void add_parts(SharedStorage<Config>& smem, const Results<Config>& part, int slice, int y,
+                                          int x, i64 parts, f32 (&totals)[Config::kM * Config::kN / kThreads]) {
 #pragma unroll
   for (int i = 0; i < 4 * Config::kQuadsM; ++i)
 #pragma unroll

@@ -1,19 +1,20 @@
-// The gemm kernel of sm_90a for bf16 operands, for every variant of config.h. Names: `left` and `right` are wgmma's M and N
-// operands.
+// The gemm kernel of sm_90a for bf16 operands, for every variant of config.h. Names: `left` and `right` are wgmma's M
+// and N operands.
 //
 //   producer    one warp fills a ring of stages with 64 k of both operands, in boxes of 64 rows by 64 k, 8 KiB each. An
-//               operand with unit stride along k has a line of 128 bytes per row, one with unit stride along its rows a line
-//               per k; wgmma reads either, so a transposed view costs nothing. Where the copy engine cannot serve an
-//               operand (alignment), the warp copies it by hand.
-//   consumers   one or two warpgroups, each with 64 left rows. All of k goes through one accumulator, ascending; the next
-//               step is under way before the last one's stage is given back, so the tensor cores never wait for a barrier.
+//               operand with unit stride along k has a line of 128 bytes per row, one with unit stride along its rows a
+//               line per k; wgmma reads either, so a transposed view costs nothing. Where the copy engine cannot serve
+//               an operand (alignment), the warp copies it by hand.
+//   consumers   one or two warpgroups, each with 64 left rows. All of k goes through one accumulator, ascending; the
+//               next step is under way before the last one's stage is given back, so the tensor cores never wait for a
+//               barrier while the ring is full.
 //
-// In clusters the right tile is shared: its boxes are dealt out among the blocks and each is loaded once for all. Slabs of
-// 64 rows that lie wholly beyond the left operand are not multiplied. The two warpgroups only meet in the ring: one may
-// write its tile while the other still multiplies, and the producer fills the ring for the next tile meanwhile.
+// In clusters the right tile is shared: its boxes are dealt out among the blocks and each is loaded once for all. Slabs
+// of 64 rows that lie wholly beyond the left operand are not multiplied. The two warpgroups only meet in the ring: one
+// may write its tile while the other still multiplies, and the producer fills the ring for the next tile meanwhile.
 //
-// No NaN can leak in from padding: what lies outside an operand arrives as zeros, and rows and columns beyond out are never
-// written.
+// No NaN can leak in from padding: what lies outside an operand arrives as zeros, and rows and columns beyond out are
+// never written.
 #pragma once
 
 #include "cuda/launch.h"
@@ -109,8 +110,8 @@ __device__ __forceinline__ void load_boxes(u8 (*to)[kStepBytes], const CUtensorM
   }
 }
 
-// The same lines as the copy engine writes for unit stride along k, from any strides, by the whole warp: lanes take pieces of
-// 8 k. Slow, but for tensors that have no aligned rows.
+// The same lines as the copy engine writes for unit stride along k, from any strides, by the whole warp: lanes take
+// pieces of 8 k. Slow, but it serves tensors that have no aligned rows.
 template <int kRows>
 __device__ __forceinline__ void copy_by_hand(u8 (*to)[kStepBytes], const Operand& operand, int row, int k, int k_end,
                                              int batch) {
@@ -132,7 +133,8 @@ __device__ __forceinline__ void copy_by_hand(u8 (*to)[kStepBytes], const Operand
 // The whole warp calls; the stage is empty.
 template <class T>
 __device__ __forceinline__ void load_stage(const KernelArgs& args, SharedStorage<T>& smem,
-                                           const cuda::RingPosition<T::kStages>& at, const Walk<T>& walk, int k, u32 rank) {
+                                           const cuda::RingPosition<T::kStages>& at, const Walk<T>& walk, int k,
+                                           u32 rank) {
   u8(*left)[kStepBytes] = smem.left[at.stage];
   u8(*right)[kStepBytes] = smem.right[at.stage];
   u64* full = &smem.ring.full[at.stage];
@@ -182,8 +184,8 @@ __device__ __forceinline__ void multiply(f32 (&total)[T::kRight / 2], const Shar
 #pragma unroll
   for (int step = 0; step < kStepK / 16; ++step) {
     ptx::wgmma_m64k16_f32_bf16_bf16<T::kLeftMajor, T::kRightMajor>(
-        total, left + step * ptx::kDescriptorStepK16<T::kLeftMajor>, right + step * ptx::kDescriptorStepK16<T::kRightMajor>,
-        !(first && step == 0));
+        total, left + step * ptx::kDescriptorStepK16<T::kLeftMajor>,
+        right + step * ptx::kDescriptorStepK16<T::kRightMajor>, !(first && step == 0));
   }
   ptx::wgmma_commit_group();
 }
@@ -241,8 +243,8 @@ __device__ __forceinline__ void consume(const KernelArgs& args, SharedStorage<T>
 // ---- kernel ----
 
 template <int kVariant, Major kLeftMajor, Major kRightMajor>
-__global__ __launch_bounds__(kVariants[kVariant].threads(), 1) void gemm_bf16_kernel(
-    const __grid_constant__ KernelArgs args) {
+__global__ __launch_bounds__(kVariants[kVariant].threads(),
+                             1) void gemm_bf16_kernel(const __grid_constant__ KernelArgs args) {
   using T = Tile<kVariant, kLeftMajor, kRightMajor>;
   static_assert(sizeof(SharedStorage<T>) == smem_bytes(T::kShape));
   extern __shared__ __align__(1024) u8 smem_base[];
@@ -281,11 +283,11 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(), 1) void gemm_bf16_ke
 template <int kVariant, Major kLeftMajor, Major kRightMajor>
 void launch_kernel(const KernelArgs& args, const Config& config, const cuda::Device& device, void* stream) {
   cuda::launch<gemm_bf16_kernel<kVariant, kLeftMajor, kRightMajor>>("gemm", device,
-                                                                   {.blocks = dim3(config.grid),
-                                                                    .threads = config.threads,
-                                                                    .smem_bytes = config.smem_bytes,
-                                                                    .cluster = config.cluster},
-                                                                   stream, args);
+                                                                    {.blocks = dim3(config.grid),
+                                                                     .threads = config.threads,
+                                                                     .smem_bytes = config.smem_bytes,
+                                                                     .cluster = config.cluster},
+                                                                    stream, args);
 }
 
 }  // namespace glm5::gemm_sm90

@@ -23,7 +23,8 @@ Problem check_limits(const GemmArgs& args) {
           kLargest, " on CUDA, got ", problem.m, ", ", problem.n, ", ", problem.k);
   require(args.a.dtype != Float::f16 && args.a.dtype == args.b.dtype, kOp, ": a and b must both be bf16 or both f32");
   require(args.out.dtype != Float::f16, kOp, ": out must be bf16 or f32, got f16");
-  require(problem.n <= 1 || args.out.stride[2] == 1, kOp, ": out must have unit stride along n, got ", args.out.stride[2]);
+  require(problem.n <= 1 || args.out.stride[2] == 1, kOp, ": out must have unit stride along n, got ",
+          args.out.stride[2]);
   return problem;
 }
 
@@ -113,7 +114,9 @@ struct Plan {
 
 Plan plan_of(const GemmArgs& args, const Problem& problem) {
   const Access a = access_of(args.a), b = access_of(args.b);
-  return {problem, a, b,
+  return {problem,
+          a,
+          b,
           {.transposed_a = a.major == Major::rows,
            .transposed_b = b.major == Major::rows,
            .by_hand = a.operand.by_hand || b.operand.by_hand}};
@@ -138,10 +141,14 @@ void run(const GemmArgs& args, const Plan& plan, const Config& config, const cud
   kernel.tiles = static_cast<int>(tiles);
   kernel.k = static_cast<int>(problem.k);
   switch (config.variant) {
-    case 4: return launch_variant<4>(kernel, config, plan.layout, device, stream);
-    case 5: return launch_variant<5>(kernel, config, plan.layout, device, stream);
-    case 6: return launch_variant<6>(kernel, config, plan.layout, device, stream);
-    default: return launch_swap_ab(kernel, config, plan.layout, device, stream);
+    case 4:
+      return launch_variant<4>(kernel, config, plan.layout, device, stream);
+    case 5:
+      return launch_variant<5>(kernel, config, plan.layout, device, stream);
+    case 6:
+      return launch_variant<6>(kernel, config, plan.layout, device, stream);
+    default:
+      return launch_swap_ab(kernel, config, plan.layout, device, stream);
   }
 }
 
@@ -152,9 +159,9 @@ void clear_out(const GemmArgs& args, const Problem& problem, void* stream) {
   const i64 stride = problem.m == 1 ? problem.n : args.out.stride[1];
   for (i64 p = 0; p < problem.batch; ++p) {
     u8* first = static_cast<u8*>(args.out.data) + p * args.out.stride[0] * bytes;
-    cuda::check(cudaMemset2DAsync(first, stride * bytes, 0, problem.n * bytes, problem.m,
-                                  static_cast<cudaStream_t>(stream)),
-                kOp, "clearing out");
+    cuda::check(
+        cudaMemset2DAsync(first, stride * bytes, 0, problem.n * bytes, problem.m, static_cast<cudaStream_t>(stream)),
+        kOp, "clearing out");
   }
 }
 

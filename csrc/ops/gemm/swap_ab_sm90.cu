@@ -17,11 +17,16 @@ void launch_variant(const KernelArgs& args, const Config& config, const Layout& 
 void launch_swap_ab(const KernelArgs& args, const Config& config, const Layout& layout, const cuda::Device& device,
                     void* stream) {
   switch (config.variant) {
-    case 0: return launch_variant<0>(args, config, layout, device, stream);
-    case 1: return launch_variant<1>(args, config, layout, device, stream);
-    case 2: return launch_variant<2>(args, config, layout, device, stream);
-    case 3: return launch_variant<3>(args, config, layout, device, stream);
-    default: require(false, "gemm: variant ", config.variant, " does not swap its operands");
+    case 0:
+      return launch_variant<0>(args, config, layout, device, stream);
+    case 1:
+      return launch_variant<1>(args, config, layout, device, stream);
+    case 2:
+      return launch_variant<2>(args, config, layout, device, stream);
+    case 3:
+      return launch_variant<3>(args, config, layout, device, stream);
+    default:
+      require(false, "gemm: variant ", config.variant, " does not swap its operands");
   }
 }
 

@@ -1,14 +1,14 @@
 // quantize_fp8 on AVX2: 32 values at a time, from three types of x.
 //
 // The quotient. y = x * r, r = 1 / scale, and then y + (x - y * scale) * r with two fused multiply-adds is the rounded
-// quotient itself (Markstein) where r is rounded to nearest and y lies within a step of the quotient. y does wherever it
-// matters: near a boundary m between two e4m3, whose significand is at most 31/16, x * r is less than 31/32 of a step off.
-// Below scales of 2^-90 the remainder could be subnormal and inexact; such groups, and those with infinities and NaN, are
-// rare and take the plain formula.
+// quotient itself (Markstein) where r is rounded to nearest and y lies within a step of the quotient. y does wherever
+// it matters: near a boundary m between two e4m3, whose significand is at most 31/16, x * r is less than 31/32 of a
+// step off. Below scales of 2^-90 the remainder could be subnormal and inexact; such groups, and those with infinities
+// and NaN, are rare and take the plain formula.
 //
-// The rounding to e4m3 is one float addition: |q| + 2^(e + 20), where e is the exponent of |q| or -6 if that is greater, has
-// its last bit at 2^(e - 3), which is the step of e4m3 there, subnormal numbers included. So the sum's low bits hold the
-// count of steps, rounded to nearest even, and the code is that count + 8 (e + 6).
+// The rounding to e4m3 is one float addition: |q| + 2^(e + 20), where e is the exponent of |q| or -6 if that is
+// greater, has its last bit at 2^(e - 3), which is the step of e4m3 there, subnormal numbers included. So the sum's
+// low bits hold the count of steps, rounded to nearest even, and the code is that count + 8 (e + 6).
 //
 // Ragged groups go through a copy padded with zeros, which change neither the largest magnitude nor another value.
 #include <immintrin.h>
@@ -24,9 +24,9 @@ using quantize::Area;
 
 constexpr i64 kLanes = 32;
 
-// How far ahead of the values in work memory is read. Finding the maxima waits for memory and the rest for arithmetic, so
-// the latter prefetches for the former: 25 % faster with x in memory (measured on Zen 3). Non-temporal stores were not
-// faster, but for 128x1, whose pieces of 128 bytes lie far apart: 30 % there.
+// How far ahead of the values in work memory is read. Finding the maxima waits for memory and the rest for arithmetic,
+// so the latter prefetches for the former: 25 % faster with x in memory (measured on Zen 3). Non-temporal stores were
+// not faster, but for 128x1, whose pieces of 128 bytes lie far apart: 30 % there.
 constexpr i64 kRowAhead = 2048;
 constexpr i64 kBlockAhead = 2 * kFp8Group;
 constexpr i64 kColumnAhead = quantize::kColumnCols;
@@ -66,7 +66,9 @@ GLM5_INLINE u32 largest(const bf16*, __m256i magnitudes) {
   const __m128i complement = _mm_xor_si128(larger_half, _mm_set1_epi16(-1));
   return 0xffffu ^ (static_cast<u32>(_mm_cvtsi128_si32(_mm_minpos_epu16(complement))) & 0xffffu);
 }
-GLM5_INLINE u32 largest(const f16*, __m256i magnitudes) { return largest(static_cast<const bf16*>(nullptr), magnitudes); }
+GLM5_INLINE u32 largest(const f16*, __m256i magnitudes) {
+  return largest(static_cast<const bf16*>(nullptr), magnitudes);
+}
 GLM5_INLINE u32 largest(const f32*, __m256i magnitudes) {
   __m128i four = _mm_max_epi32(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1));
   four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
@@ -287,8 +289,10 @@ GLM5_INLINE f32 quantize_block(const QuantizeFp8Args& args, const T* x, i64 rows
   const f32 scale = fp8_scale(amax, args.amax_floor, args.power_of_two);
   const Divisor by(_mm256_set1_ps(scale));
   for (i64 r = 0; r < rows; ++r) {
-    if (all_finite && scale >= kSmallestScale) quantize_row(x + r * x_stride, cols, by, values + r * value_stride, kBlockAhead);
-    else quantize_plainly(x + r * x_stride, cols, scale, values + r * value_stride, 1);
+    const T* row = x + r * x_stride;
+    e4m3* row_values = values + r * value_stride;
+    if (all_finite && scale >= kSmallestScale) quantize_row(row, cols, by, row_values, kBlockAhead);
+    else quantize_plainly(row, cols, scale, row_values, 1);
   }
   return scale;
 }

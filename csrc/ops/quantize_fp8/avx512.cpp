@@ -1,7 +1,7 @@
 // quantize_fp8 on AVX-512: 16 values at a time, tails by mask.
 //
-// The quotient and its rounding are those of avx2.cpp, which explains them: a product with the reciprocal, mended by its
-// remainder, and an addition whose last bit is the step of e4m3. What is not finite, and scales so small that the
+// The quotient and its rounding are those of avx2.cpp, which explains them: a product with the reciprocal, mended by
+// its remainder, and an addition whose last bit is the step of e4m3. What is not finite, and scales so small that the
 // remainder could be inexact, are masks here and no path of their own.
 #include "cpu/avx512.h"
 #include "cpu/float_environment.h"

@@ -4,9 +4,9 @@
 //   128x128   a block per scale, 64 values a thread.
 //   128x1     a block per 128 rows x 64 columns; bytes are turned in shared memory and leave as 128 bytes of a column.
 //
-// A thread always holds pieces of 8 neighbours of a row: 16 bytes of a 16-bit type. What is ragged or not aligned moves
-// value by value. The quotient is that of avx2.cpp; groups with scales below 2^-90 are lifted by 2^64 first, so that its
-// remainder is exact for them too.
+// A thread always holds pieces of 8 neighbours of a row: 16 bytes of a 16-bit type. What is ragged or not aligned
+// moves value by value. The quotient is that of avx2.cpp; groups with scales below 2^-90 are lifted by 2^64 first, so
+// that its remainder is exact for them too.
 #include <cuda_fp16.h>
 
 #include "core/fp8_check.h"

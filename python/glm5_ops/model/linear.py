@@ -172,7 +172,7 @@ class Fp8Linear(nn.Module):
         self._cache = None
 
     def _weight_fp8(self, for_dgrad: bool = False) -> QuantizedWeight:
-        if torch.compiler.is_compiling() or self.weight.is_inference():
+        if torch.compiler.is_compiling():
             return self._quantize()
         cached = self._cached()
         quantized = self._quantize() if cached is None else cached
@@ -197,7 +197,7 @@ class Fp8Linear(nn.Module):
         return quantized if parameter() is self.weight and state == self._state_of_weight() else None
 
     def _remember(self, quantized: QuantizedWeight) -> None:
-        if not self.weight.is_inference():
+        if not self.weight.is_inference():  # such a tensor counts no versions
             self._cache = weakref.ref(self.weight), self._state_of_weight(), quantized
 
     def _apply(self, fn, recurse=True):
@@ -206,8 +206,7 @@ class Fp8Linear(nn.Module):
 
     def __getstate__(self) -> dict:
         """For copies and pickles: the module of ops by its name, the e4m3 bytes if they are those of the weight."""
-        cached = None if self.weight.is_inference() else self._cached()
-        return self.__dict__ | {"ops": getattr(self.ops, "__name__", self.ops), "_cache": cached}
+        return self.__dict__ | {"ops": getattr(self.ops, "__name__", self.ops), "_cache": self._cached()}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

@@ -169,7 +169,7 @@ Step run_cluster_wait(Warp& warp, const Instruction& in, u32 mask) {
 
 void decode_cluster(Decoder& decoder, const TextInstruction&, Instruction& in) {
   decoder.allow({"cluster", "arrive", "wait", "aligned", "release", "acquire", "relaxed"});
-  in.detail = decoder.has("aligned") ? kAligned : 0;
+  in.detail = decoder.has("aligned") ? u32{kAligned} : 0;
   in.execute = decoder.has("arrive") ? run_cluster_arrive : run_cluster_wait;
 }
 

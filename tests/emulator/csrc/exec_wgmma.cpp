@@ -77,21 +77,22 @@ void check_writers(Warp& warp, const WgmmaInFlight& op) {
 }
 
 u64 hash_sums(Warp& warp, const WgmmaForm& form) {
-  u64 hash = 0;
-  for (const Operand& sum : form.sums) hash = hash_bytes(row<u8>(warp, sum), 4 * kLanes, hash);
-  return hash;
+  RowHash hash;
+  for (const Operand& sum : form.sums) hash.add(row<u8>(warp, sum));
+  return hash.value();
 }
 
 // wgmma.fence must stand between other uses of the accumulators and the first wgmma; wgmma that follow one another on the
-// same accumulators need none.
+// same accumulators need none. What cannot be seen here: a register that was only read in between.
 void check_fence(Warp& warp, const WgmmaForm& form) {
   WgmmaWarp& mine = async_of(warp).wgmma;
-  if (mine.is_fenced) return;
   const auto found = mine.accumulators.find(form.sums[0].offset);
-  if (found != mine.accumulators.end() && found->second == hash_sums(warp, form)) return;
-  fault(warp, -1, "wgmma", found == mine.accumulators.end()
-            ? "the first wgmma on these accumulators needs a wgmma.fence before it"
-            : "the accumulators changed since the last wgmma, without a wgmma.fence");
+  if (found == mine.accumulators.end()) {
+    if (mine.is_fenced) return;
+    fault(warp, -1, "wgmma", "the first wgmma on these accumulators needs a wgmma.fence before it");
+  }
+  if (found->second == hash_sums(warp, form)) return;
+  fault(warp, -1, "wgmma", "the accumulators changed since the last wgmma, without a wgmma.fence");
 }
 
 WgmmaInFlight& enter(Warp& warp, const WgmmaForm& form, u64 a, u64 b) {
@@ -205,7 +206,6 @@ Step run_multiply(Warp& warp, const Instruction& in, u32 mask) {
   op.warps |= u32{1} << warp.index % 4;
   op.views[warp.index % 4] = async_of(warp).view;
   WgmmaWarp& mine = async_of(warp).wgmma;
-  mine.is_fenced = false;
   mine.accumulators[form.sums[0].offset] = hash_sums(warp, form);
   wake(cluster_of(warp));
   return Step::next;
@@ -213,7 +213,9 @@ Step run_multiply(Warp& warp, const Instruction& in, u32 mask) {
 
 Step run_fence(Warp& warp, const Instruction&, u32 mask) {
   if (must_converge_aligned(warp, mask)) return Step::blocked;
-  async_of(warp).wgmma.is_fenced = true;
+  WgmmaWarp& mine = async_of(warp).wgmma;
+  mine.is_fenced = true;
+  mine.accumulators.clear();
   return Step::next;
 }
 
@@ -269,6 +271,10 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
     return Step::blocked;
   }
   complete(warp, target);
+  if (in.detail == 0) {  // the accumulators are the warp's again
+    mine.is_fenced = false;
+    mine.accumulators.clear();
+  }
   mine.commits.erase(mine.commits.begin(), mine.commits.begin() + static_cast<long>(done));
   return Step::next;
 }

@@ -30,7 +30,7 @@ std::unique_ptr<Warp> make_warp(Cta& cta, int index, u32 lanes) {
   warp->base[static_cast<int>(Region::constants)] = program.constants.data();
   warp->base[static_cast<int>(Region::specials)] = warp->specials.data();
   if (program.local_bytes) warp->local = Memory::instance().take_local(u64{program.local_bytes} * kLanes);
-  warp->groups.push_back({.mask = warp->live});
+  warp->groups.emplace_back().mask = warp->live;
   return warp;
 }
 

@@ -89,7 +89,7 @@ void __cudaRegisterVar(void** image, char* host, char*, const char* name, int, s
 }
 void __cudaRegisterManagedVar(void**, void**, char*, const char*, int, size_t, int, int) {}
 
-unsigned __cudaPushCallConfiguration(dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream* stream) {
+unsigned __cudaPushCallConfiguration(dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream) {
   configurations.push_back({blocks, threads, shared_bytes, stream});
   return 0;
 }

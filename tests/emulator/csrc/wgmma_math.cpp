@@ -57,23 +57,40 @@ void rows_from_chunks(const u8* chunks, bool mn_major, int rows, u8* out) {
   }
 }
 
-u64 hash_bytes(const u8* bytes, size_t count, u64 seed) {
-  constexpr u64 kPrime = 0x9e3779b97f4a7c15;
-  u64 lanes[4] = {seed, seed + 1, seed + 2, seed + 3};
-  size_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    for (int j = 0; j < 4; ++j) {
-      u64 word;
-      std::memcpy(&word, bytes + i + 8 * j, 8);
-      lanes[j] = (lanes[j] ^ word) * kPrime;
-      lanes[j] ^= lanes[j] >> 29;
-    }
+namespace {
+
+constexpr u64 kPrime = 0x9e3779b97f4a7c15;
+
+void mix(u64 (&lanes)[4], const u8* bytes) {
+  for (int j = 0; j < 4; ++j) {
+    u64 word;
+    std::memcpy(&word, bytes + 8 * j, 8);
+    lanes[j] = (lanes[j] ^ word) * kPrime;
+    lanes[j] ^= lanes[j] >> 29;
   }
-  for (; i < count; ++i) lanes[0] = (lanes[0] ^ bytes[i]) * kPrime;
-  u64 result = count;
+}
+
+u64 fold(const u64 (&lanes)[4]) {
+  u64 result = 0;
   for (const u64 lane : lanes) result = (result ^ lane ^ (lane >> 32)) * kPrime;
   return result;
 }
+
+}  // namespace
+
+u64 hash_bytes(const u8* bytes, size_t count) {
+  u64 lanes[4] = {1, 2, 3, 4};
+  size_t i = 0;
+  for (; i + 32 <= count; i += 32) mix(lanes, bytes + i);
+  for (; i < count; ++i) lanes[0] = (lanes[0] ^ bytes[i]) * kPrime;
+  return fold(lanes);
+}
+
+void RowHash::add(const u8* row) {
+  for (int i = 0; i < 128; i += 32) mix(lanes_, row + i);
+}
+
+u64 RowHash::value() const { return fold(lanes_); }
 
 f32 f16_to_f32(u16 bits) { return _cvtsh_ss(bits); }
 u16 f32_to_f16(f32 value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }

@@ -35,7 +35,17 @@ std::vector<u32> chunk_addresses(const MatrixDescriptor& descriptor, bool mn_maj
 // Rows of 32 bytes from chunks in that order.
 void rows_from_chunks(const u8* chunks, bool mn_major, int rows, u8* out);
 
-u64 hash_bytes(const u8* bytes, size_t count, u64 seed = 0);
+u64 hash_bytes(const u8* bytes, size_t count);
+
+// A hash over rows of 128 bytes.
+class RowHash {
+ public:
+  void add(const u8* row);
+  u64 value() const;
+
+ private:
+  u64 lanes_[4] = {1, 2, 3, 4};
+};
 
 // An operand B in the order of the arithmetic: [n / 8][parity][k][4] values of f32 or i32, columns 8 g + parity + 2 j.
 struct PackedB {

@@ -16,8 +16,8 @@ struct WgmmaForm;
 struct WgmmaWarp {
   u32 issued = 0;              // wgmma so far
   std::deque<u32> commits;     // `issued` at each commit that has not been waited for
-  bool is_fenced = false;      // by wgmma.fence, since the last wgmma
-  std::unordered_map<u32, u64> accumulators;  // first register of D -> hash of D after the last wgmma
+  bool is_fenced = false;      // by wgmma.fence, since the last wait for all
+  std::unordered_map<u32, u64> accumulators;  // first register of D -> hash of D after the last wgmma since then
 };
 
 // One wgmma of the warpgroup, from its first warp's issue to the first warp that knows it is complete.

@@ -1,0 +1,36 @@
+// _native_emulated: the ops of csrc/module.cpp, whose CUDA launchers are linked against the emulator.
+#include "core/bind.h"
+
+namespace nb = nanobind;
+
+namespace glm5 {
+
+void bind_dequantize_fp8(nb::module_&);
+void bind_fp8_gemm(nb::module_&);
+void bind_gemm(nb::module_&);
+void bind_quantize_fp8(nb::module_&);
+
+namespace {
+
+// The library's own exception, so that a test sees one class wherever an op runs.
+void raise_error(const std::exception_ptr& thrown, void* error_class) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const Error& error) {
+    PyErr_SetString(static_cast<PyObject*>(error_class), error.what());
+  }
+}
+
+}  // namespace
+
+NB_MODULE(_native_emulated, m) {
+  nb::object error = nb::module_::import_("glm5_ops._native").attr("Error");
+  m.attr("Error") = error;
+  nb::register_exception_translator(raise_error, error.release().ptr());
+  bind_dequantize_fp8(m);
+  bind_fp8_gemm(m);
+  bind_gemm(m);
+  bind_quantize_fp8(m);
+}
+
+}  // namespace glm5
