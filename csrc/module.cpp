@@ -18,6 +18,7 @@ void bind_build(nb::module_& m) {
   m.attr("cutlass_version") = GLM5_CUTLASS_VERSION;
   m.attr("compiler") = GLM5_COMPILER;
   m.attr("build_type") = GLM5_BUILD_TYPE;
+  m.attr("kernel_files") = nb::str(GLM5_KERNEL_FILES).attr("split")();
 }
 
 void bind_cpu(nb::module_& m) {

@@ -1,26 +1,34 @@
 """Deterministic kernels for GLM-5-style models, on Hopper and on CPUs.
 
-Every op has a reference of the same name in :mod:`glm5_ops.reference`.
+Every op has a reference of the same name in :mod:`glm5_ops.reference`. The ops, and torch with them, are loaded at their
+first use, so that `glm5-ops doctor` starts however broken an installation is; ``import glm5_ops.ops`` loads them at once,
+for callers of ``torch.ops.glm5_ops``.
 """
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
 
-try:
-    import torch as _torch  # noqa: F401  the ops are operators of torch; its OpenMP runtime is ours
-
+if TYPE_CHECKING:
     from glm5_ops._native import Error
-    from glm5_ops.ops import *  # noqa: F403
-    from glm5_ops.ops import __all__ as _ops
+    from glm5_ops.ops import dequantize_fp8, fp8_gemm, fp8_gemm_into, gemm, gemm_into, quantize_fp8
 
-    __all__ = ["Error", *_ops]
-except ImportError as _error:
-    # `glm5-ops doctor` must still start and say what is missing; whoever asks for an op gets the cause.
-    _cause = _error
+__version__ = "0.1.0"
+__all__ = ["Error", "dequantize_fp8", "fp8_gemm", "fp8_gemm_into", "gemm", "gemm_into", "quantize_fp8"]
 
-    def __getattr__(name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module 'glm5_ops' has no attribute {name!r}")
+    try:
+        from glm5_ops import ops
+        from glm5_ops._native import Error
+    except (ImportError, OSError) as error:
         raise ImportError(
-            f"glm5_ops.{name} is not available: {_cause}. The ops need torch 2.6 or later (pip install 'glm5-ops[torch]'); "
+            f"glm5_ops.{name} is not available: {error}. The ops need torch 2.6 or later (pip install 'glm5-ops[torch]'); "
             "`python -m glm5_ops doctor` shows the state of this installation"
-        ) from _cause
+        ) from error
+    globals().update({op: getattr(ops, op) for op in ops.__all__}, Error=Error)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

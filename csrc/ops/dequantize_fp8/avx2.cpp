@@ -42,9 +42,16 @@ GLM5_INLINE void store(f16* x, const Products& products) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x + 8), _mm256_cvtps_ph(products.high, kNearestEven));
 }
 
+// Nearest even, in the high halves; the one NaN has room for it, so none needs care.
+GLM5_INLINE __m256i rounded_to_bf16(__m256 product) {
+  const __m256i bits = _mm256_castps_si256(product);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+}
+
 GLM5_INLINE void store(bf16* x, const Products& products) {
-  store_f32x8(x, products.low);
-  store_f32x8(x + 8, products.high);
+  const __m256i words = _mm256_packus_epi32(rounded_to_bf16(products.low), rounded_to_bf16(products.high));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm256_permute4x64_epi64(words, 0xd8));
 }
 
 template <class T>

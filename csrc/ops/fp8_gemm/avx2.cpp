@@ -1,6 +1,7 @@
 // fp8_gemm with AVX2. Packing decodes rows of a to f32. An item then takes its 64 columns of b block by block: 128 k of 16
-// columns are transposed as bytes, decoded to f32 (8 KiB, which stay in the L1 cache) and used for all rows of the item,
-// three rows at a time. b is read once; it is the small operand of the cache and the large one of memory.
+// columns are transposed as bytes and decoded to f16 (4 KiB, which stay in the L1 cache), then used for all rows of the
+// item, three rows at a time. f16 becomes f32 as it is loaded: vcvtph2ps from memory runs beside the multiply-adds (on
+// Zen 3 two a cycle; from a register only one), and panels of f32 would take twice the stores.
 #include "cpu/avx2.h"
 #include "cpu/float_environment.h"
 #include "ops/fp8_gemm/fp8_gemm.h"
@@ -18,36 +19,41 @@ constexpr i64 kFewRows = 32;
 
 GLM5_INLINE const __m256i* vector_at(const u8* bytes) { return reinterpret_cast<const __m256i*>(bytes); }
 
-// 16 columns x 32 k of e4m3 to panel[k][16] in f32.
+// A panel: 128 k of 16 columns as f16. Where the transposition leaves them: vectors of 8 columns, in the order
+// [32 k][16 k: j][columns 0..7: j, j + 16; columns 8..15: j, j + 16].
+
+GLM5_INLINE void store_halves(u16* to, __m256i halves) { _mm256_store_si256(reinterpret_cast<__m256i*>(to), halves); }
+GLM5_INLINE __m256 load_halves(const u16* from) {
+  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+// 16 columns x 32 k of e4m3.
 template <bool WithNan>
-GLM5_INLINE void decode_quarter(__m256i (&x)[16], f32* panel) {
+GLM5_INLINE void decode_step(__m256i (&x)[16], u16* panel) {
   transpose_16x16_bytes(x);
   const __m256i zero = _mm256_setzero_si256();
 #pragma GCC unroll 16
-  for (int k = 0; k < 16; ++k) {
-    __m256i left = f16_of_e4m3(_mm256_unpacklo_epi8(zero, x[k])), right = f16_of_e4m3(_mm256_unpackhi_epi8(zero, x[k]));
+  for (int j = 0; j < 16; ++j) {
+    __m256i left = f16_of_e4m3(_mm256_unpacklo_epi8(zero, x[j])), right = f16_of_e4m3(_mm256_unpackhi_epi8(zero, x[j]));
     if constexpr (WithNan) {
       left = f16_nan(left);
       right = f16_nan(right);
     }
-    const TwoF32x8 left_values = f32_of_f16(left), right_values = f32_of_f16(right);
-    _mm256_store_ps(panel + k * kPanel, left_values.low);
-    _mm256_store_ps(panel + k * kPanel + 8, right_values.low);
-    _mm256_store_ps(panel + (k + 16) * kPanel, left_values.high);
-    _mm256_store_ps(panel + (k + 16) * kPanel + 8, right_values.high);
+    store_halves(panel + j * 32, left);
+    store_halves(panel + j * 32 + 16, right);
   }
 }
 
-[[gnu::noinline]] void decode_panel_with_nan(const u8* columns, i64 stride, f32* panel) {
+[[gnu::noinline]] void decode_panel_with_nan(const u8* columns, i64 stride, u16* panel) {
   for (i64 k = 0; k < cpu::kGemmBlock; k += 32) {
     __m256i x[16];
     for (int j = 0; j < 16; ++j) x[j] = _mm256_loadu_si256(vector_at(columns + j * stride + k));
-    decode_quarter<true>(x, panel + k * kPanel);
+    decode_step<true>(x, panel + k * kPanel);
   }
 }
 
 // 16 columns x 128 k. NaN is rare: it is looked for on the way and decoded again where found.
-GLM5_INLINE void decode_panel(const u8* columns, i64 stride, f32* panel) {
+GLM5_INLINE void decode_panel(const u8* columns, i64 stride, const u8* later, u16* panel) {
   __m256i largest = _mm256_setzero_si256();  // of the doubled bytes: 0xfe is NaN
   for (i64 k = 0; k < cpu::kGemmBlock; k += 32) {
     __m256i x[16];
@@ -55,25 +61,30 @@ GLM5_INLINE void decode_panel(const u8* columns, i64 stride, f32* panel) {
     for (int j = 0; j < 16; ++j) {
       x[j] = _mm256_loadu_si256(vector_at(columns + j * stride + k));
       largest = _mm256_max_epu8(largest, _mm256_add_epi8(x[j], x[j]));
-      if ((k & 32) == 0) _mm_prefetch(reinterpret_cast<const char*>(columns + j * stride + k + 4 * cpu::kGemmBlock), _MM_HINT_T0);
+      if ((k & 32) == 0) _mm_prefetch(reinterpret_cast<const char*>(later + j * stride + k), _MM_HINT_T0);
     }
-    decode_quarter<false>(x, panel + k * kPanel);
+    decode_step<false>(x, panel + k * kPanel);
   }
   const __m256i is_nan = _mm256_cmpeq_epi8(largest, _mm256_set1_epi8(static_cast<i8>(0xfe)));
   if (_mm256_movemask_epi8(is_nan)) decode_panel_with_nan(columns, stride, panel);
 }
 
 // Columns first_column .. +16 of block g, zero beyond n and k.
-GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8* stage, f32* panel) {
+GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8* stage, u16* panel) {
   const i64 n = args.b.shape[0], k = args.b.shape[1], first_k = g * kFp8Group;
   const u8* columns = reinterpret_cast<const u8*>(args.b.at(first_column, first_k));
-  if (first_column + kPanel <= n && first_k + kFp8Group <= k) return decode_panel(columns, args.b.stride[0], panel);
+  if (first_column + kPanel <= n && first_k + kFp8Group <= k) {
+    // What comes four groups later: of the same columns, or of the next 16.
+    const i64 later = first_k + 4 * kFp8Group, over = later - round_up(k, kFp8Group);
+    const u8* ahead = columns + (over < 0 ? 4 * kFp8Group : kPanel * args.b.stride[0] + over - first_k);
+    return decode_panel(columns, args.b.stride[0], ahead, panel);
+  }
   const i64 valid_columns = smaller(kPanel, n - first_column), valid_k = smaller(kFp8Group, k - first_k);
   for (i64 j = 0; j < kPanel; ++j) {
     for (i64 i = 0; i < kFp8Group; ++i)
       stage[j * kFp8Group + i] = j < valid_columns && i < valid_k ? columns[j * args.b.stride[0] + i] : 0;
   }
-  decode_panel(stage, kFp8Group, panel);
+  decode_panel(stage, kFp8Group, stage, panel);
 }
 
 // The b scales of 16 columns in block g.
@@ -85,9 +96,45 @@ GLM5_INLINE void load_scales(const Fp8GemmArgs& args, i64 first_column, i64 g, f
   }
 }
 
+// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 16 results. 12 of the 16 registers hold
+// chains when Rows is 3; two hold b and one a, so that ten loads feed twelve multiply-adds.
+template <int Rows>
+GLM5_INLINE void multiply_halves(const f32* a, const u16* panel, __m256 (&sum)[Rows][2]) {
+  __m256 even[Rows][2], odd[Rows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = _mm256_setzero_ps();
+#pragma GCC unroll 1
+  for (i64 upper = 0; upper < 2; ++upper) {
+#pragma GCC unroll 8
+    for (i64 j = 0; j < 16; j += 2) {
+      const u16* at = panel + j * 32 + upper * 8;
+      const f32* x = a + upper * 16 + j;
+      const __m256 even_left = load_halves(at), even_right = load_halves(at + 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const __m256 row = _mm256_broadcast_ss(x + r * cpu::kGemmBlock);
+        even[r][0] = _mm256_fmadd_ps(row, even_left, even[r][0]);
+        even[r][1] = _mm256_fmadd_ps(row, even_right, even[r][1]);
+      }
+      const __m256 odd_left = load_halves(at + 32), odd_right = load_halves(at + 48);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const __m256 row = _mm256_broadcast_ss(x + r * cpu::kGemmBlock + 1);
+        odd[r][0] = _mm256_fmadd_ps(row, odd_left, odd[r][0]);
+        odd[r][1] = _mm256_fmadd_ps(row, odd_right, odd[r][1]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    sum[r][0] = _mm256_add_ps(even[r][0], odd[r][0]);
+    sum[r][1] = _mm256_add_ps(even[r][1], odd[r][1]);
+  }
+}
+
 // total <- fma(scale, part(g), total) for Rows x 16 results.
 template <int Rows>
-GLM5_INLINE void multiply_block(const f32* a, const f32* panel, const f32* const (&a_scales)[Rows], __m256 left_scale,
+GLM5_INLINE void multiply_block(const f32* a, const u16* panel, const f32* const (&a_scales)[Rows], __m256 left_scale,
                                 __m256 right_scale, f32* totals) {
   __m256 part[Rows][2], step[Rows][2];
 #pragma GCC unroll 8
@@ -98,7 +145,7 @@ GLM5_INLINE void multiply_block(const f32* a, const f32* panel, const f32* const
     const f32* next = a + Rows * (cpu::kGemmBlock + k);
 #pragma GCC unroll 8
     for (int line = 0; line < 2 * Rows; ++line) _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
-    multiply_step<Rows>(a + k, panel + k * kPanel, step);
+    multiply_halves<Rows>(a + k, panel + k * kPanel, step);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       part[r][0] = _mm256_add_ps(part[r][0], step[r][0]);
@@ -116,7 +163,7 @@ GLM5_INLINE void multiply_block(const f32* a, const f32* panel, const f32* const
 }
 
 // All rows of the item against one panel.
-void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* a, i64 g, const f32* panel,
+void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* a, i64 g, const u16* panel,
                     i64 first_column, f32* totals) {
   alignas(32) f32 scales[kPanel];
   load_scales(args, first_column, g, scales);
@@ -148,6 +195,7 @@ GLM5_INLINE void store_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, 
 void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, const cpu::GemmWorkspace& workspace) {
   const i64 m = args.a.shape[0], k = args.a.shape[1];
   const cpu::PackedRows packed{reinterpret_cast<f32*>(workspace.packed), m, cpu::gemm_padded_k(k)};
+  u16* panel = reinterpret_cast<u16*>(workspace.panel);
   const i64 width = item.rows < kFewRows ? kPanel : cpu::kGemmTile;
   for (i64 i = 0; i < item.rows * cpu::kGemmTile; i += 8) _mm256_store_ps(workspace.totals + i, _mm256_setzero_ps());
   for (i64 left = 0; left < item.columns; left += width) {
@@ -155,8 +203,8 @@ void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, const cpu
     for (i64 g = 0; g < ceil_div(k, kFp8Group); ++g) {
       const f32* a = packed.at(item.first_row, g);
       for (i64 j = left; j < right; j += kPanel) {
-        load_panel(args, item.first_column + j, g, workspace.stage, workspace.panel);
-        multiply_panel(args, item, a, g, workspace.panel, item.first_column + j, workspace.totals + j);
+        load_panel(args, item.first_column + j, g, workspace.stage, panel);
+        multiply_panel(args, item, a, g, panel, item.first_column + j, workspace.totals + j);
       }
     }
   }

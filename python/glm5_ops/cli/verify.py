@@ -123,9 +123,9 @@ def _as_json(arguments: argparse.Namespace, op: str, result: Result) -> dict:
 
 def _emulated(arguments: argparse.Namespace) -> int:
     root = repository()
-    if root is None or not (root / "tests" / "emulator").is_dir():
+    if root is None or not (root / "tests" / "emulator" / "__main__.py").is_file():
         raise UsageError(
-            "--emulated runs the CUDA kernels in the emulator of the repository; there is no folder tests/emulator here"
+            "--emulated runs the CUDA kernels in the repository's emulator; tests/emulator/__main__.py is not here"
         )
     chosen_ops(arguments.op)
     command = [sys.executable, "-m", "tests.emulator", *arguments.op]

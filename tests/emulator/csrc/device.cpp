@@ -71,6 +71,25 @@ void Device::add_kernel(Image* image, const void* stub, const char* name) {
 
 void Device::add_variable(Image* image, const void* host, const char* name) { image->variables[host] = name; }
 
+const void* Device::add_ptx(std::string text) {
+  const std::lock_guard lock(mutex);
+  auto parsed = parse_module(std::move(text));
+  if (parsed->target != "sm_90a" && parsed->target != "sm_90")
+    refuse("the PTX is for ", parsed->target, "; the emulator executes sm_90a");
+  Image* image = add_image(nullptr);
+  image->module = std::move(parsed);
+  // The address of its name in the text serves as a kernel's stub.
+  for (const auto& [name, function] : image->module->functions)
+    if (function.is_entry) add_kernel(image, name.data(), std::string(name).c_str());
+  return image;
+}
+
+const void* Device::stub_named(const void* module, const std::string& name) {
+  for (const auto& [stub, kernel] : kernels_)
+    if (kernel->name == name && (module == nullptr || kernel->image == module)) return stub;
+  return nullptr;
+}
+
 Kernel& Device::kernel(const void* stub) {
   const auto it = kernels_.find(stub);
   if (it == kernels_.end()) refuse("launch of a function that is no registered kernel");

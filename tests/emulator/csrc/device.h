@@ -48,6 +48,9 @@ class Device {
   Image* add_image(const void* wrapper);
   void add_kernel(Image* image, const void* stub, const char* name);
   void add_variable(Image* image, const void* host, const char* name);
+  const void* add_ptx(std::string text);      // PTX as text; what stub_named takes as its module
+  // The stub of a kernel by its name, in a module of add_ptx or (null) in any; null where there is none.
+  const void* stub_named(const void* module, const std::string& name);
   Kernel& kernel(const void* stub);           // throws Refusal for an unknown stub
   Program& program(Kernel& kernel);           // decodes it
   u64 variable_address(const void* host, u64* bytes);

@@ -416,7 +416,6 @@ void parse_body(Module& module, Function& function) {
       parse_body_directive(text, function.scopes[scope], location);
     } else if (text.take_label(label)) {
       function.scopes[scope].labels[label] = static_cast<u32>(function.instructions.size());
-      if (text.peek() == '.') text.fail("call prototypes and branch tables are not supported");
     } else if (!text.take(';')) {
       TextInstruction instruction;
       instruction.scope = static_cast<u32>(scope);

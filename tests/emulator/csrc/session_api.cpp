@@ -4,6 +4,7 @@
 
 #include "device.h"
 #include "memory.h"
+#include "report.h"
 #include "status.h"
 
 using namespace glm5;
@@ -40,6 +41,29 @@ void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int 
   options.seed = seed;
   options.instruction_limit = instruction_limit;
   Memory::instance().allows_host_pointers = allows_host_pointers != 0;
+}
+// PTX as text; 0 on failure.
+u64 glm5_emulator_load_ptx(const char* text) {
+  const void* module = nullptr;
+  guarded([&] { module = Device::instance().add_ptx(text); });
+  return reinterpret_cast<u64>(module);
+}
+// shape: blocks, threads and cluster, three numbers each. module: of load_ptx, or 0 for any registered program.
+int glm5_emulator_launch(u64 module, const char* name, const u32* shape, u64 shared_bytes, void** arguments) {
+  return guarded([&] {
+    const void* stub = Device::instance().stub_named(reinterpret_cast<const void*>(module), name);
+    if (stub == nullptr) refuse("no program has a kernel ", name);
+    LaunchRequest request;
+    for (int d = 0; d < 3; ++d) {
+      request.blocks[d] = shape[d];
+      request.threads[d] = shape[3 + d];
+      request.cluster[d] = shape[6 + d];
+    }
+    request.dynamic_shared_bytes = shared_bytes;
+    request.arguments = arguments;
+    Device::instance().kernel(stub).dynamic_shared_limit = 227 * 1024;
+    Device::instance().launch(stub, request);
+  }, cudaErrorInvalidConfiguration);
 }
 // The text of the last fault or refusal on this thread, and the short name of the check that spoke.
 const char* glm5_emulator_sentence() { return last_sentence().c_str(); }

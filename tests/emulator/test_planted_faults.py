@@ -1,0 +1,44 @@
+"""Each planted fault is reported by the right check, and the clean kernels by none."""
+
+import numpy as np
+import pytest
+
+from tests.emulator import planted
+from tests.emulator.doors import Lab, compile_door
+
+SCHEDULES = [("fair", 0), ("late", 0), ("lowest", 0), ("highest", 0)] + [("random", seed) for seed in range(5)]
+CLEAN = {
+    "fp8 rows": ("fp8_gemm", 4, planted.RAGGED),
+    "fp8 cluster": ("fp8_gemm", 5, planted.RAGGED),
+    "fp8 swapped": ("fp8_gemm", 1, {"m": 30, "n": 200, "k": 128 * 40, "sms": 1}),
+    "bf16 rows": ("gemm", 4, planted.RAGGED_BF16),
+    "bf16 by hand": ("gemm", 4, planted.BY_HAND),
+}
+
+
+def run(op, variant, edits, folder, problem, schedules):
+    """The first (check, sentence) that speaks; `values` where the result is wrong."""
+    lab = Lab(compile_door(op, variant, folder, edits))
+    first = None
+    for schedule, seed in schedules:
+        outcome, reference, bound = getattr(lab, op)(variant, **problem, schedule=schedule, seed=seed)
+        if outcome.out is None:
+            return outcome.check, outcome.sentence
+        if not (abs(outcome.out - reference) <= bound).all():
+            return "values", f"{schedule} {seed}: wrong by {np.nanmax(abs(outcome.out - reference))}"
+        first = outcome.out if first is None else first
+        if not np.array_equal(first.view(np.uint32), outcome.out.view(np.uint32)):
+            return "bits", f"{schedule} {seed} gives other bits than {schedules[0]}"
+    return None, "nothing"
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean_kernels_are_right_and_silent_under_every_schedule(name, tmp_path):
+    op, variant, problem = CLEAN[name]
+    assert run(op, variant, (), tmp_path, problem, SCHEDULES) == (None, "nothing")
+
+
+@pytest.mark.parametrize("fault", planted.FAULTS, ids=str)
+def test_a_planted_fault_is_found(fault, tmp_path):
+    check, sentence = run(fault.op, fault.variant, fault.edits, tmp_path, fault.problem, fault.schedules)
+    assert check in fault.checks, f"{check}: {sentence}"
