@@ -76,10 +76,53 @@ int main() {
 }
 """
 
+GEMM_CONFIGS = """
+#include <cstdio>
+#include "ops/gemm/config.h"
+using namespace glm5;
+using namespace glm5::gemm_sm90;
+static_assert(choose_config(16, 6144, 2048, 1).schedule == Schedule::swap_ab);
+static_assert(choose_config(4096, 24576, 6144, 1).schedule == Schedule::rows);
+int legal(i64 m, i64 n, i64 k, i64 batch, const Layout& layout, int sms) {
+  const Config config = choose_config(m, n, k, batch, layout, sms);
+  const Variant& variant = kVariants[config.variant];
+  const bool swapped = config.schedule == Schedule::swap_ab;
+  const i64 left = swapped ? n : m, right = swapped ? m : n;
+  if (layout.transposed_a && !variant.transposed_a) return 1;
+  if (layout.by_hand && config.cluster != 1) return 2;
+  if (config.smem_bytes > 227 * 1024 || config.smem_bytes % 1024 != 0) return 3;
+  if (config.grid < 1 || config.grid > sms || config.grid % config.cluster != 0) return 4;
+  if (config.left_tiles * variant.left < left || config.left_tiles % config.cluster != 0) return 5;
+  if ((config.left_tiles - variant.cluster) * variant.left >= left) return 6;
+  if (config.right_tiles * variant.right < right || (config.right_tiles - 1) * variant.right >= right) return 7;
+  if (config.band < 1 || describe(config).empty()) return 8;
+  return 0;
+}
+int main() {
+  for (i64 m : {1, 16, 17, 65, 128, 129, 256, 1000, 4096, 65536}) {
+    for (i64 n : {1, 32, 128, 160, 576, 2624, 6144, 28672, 154880}) {
+      for (i64 k : {1, 16, 192, 512, 6144, 16384}) {
+        for (i64 batch : {1, 3, 64}) {
+          for (int sms : {2, 78, 132}) {
+            for (int bits = 0; bits < 8; ++bits) {
+              const Layout layout{bool(bits & 1), bool(bits & 2), bool(bits & 4)};
+              if (const int fault = legal(m, n, k, batch, layout, sms)) {
+                std::printf("limit %d broken at m %ld n %ld k %ld sms %d\\n", fault, long(m), long(n), long(k), sms);
+                return 1;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+"""
+
 
 def run(text: str, folder: Path, edit=lambda header: header) -> subprocess.CompletedProcess:
     """Compiles and runs a program; `edit` changes the library's headers first, to plant a fault."""
-    for name in ("cuda/tile_scheduler.cuh", "ops/fp8_gemm/config.h"):
+    for name in ("cuda/tile_scheduler.cuh", "ops/fp8_gemm/config.h", "ops/gemm/config.h"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(edit((ROOT / "csrc" / name).read_text()))
     (folder / "main.cpp").write_text(text)
@@ -93,8 +136,9 @@ def test_every_tile_is_taken_exactly_once(tmp_path):
     assert run(TILES, tmp_path).returncode == 0
 
 
-def test_every_problem_gets_a_variant_that_fits(tmp_path):
-    done = run(CONFIGS, tmp_path)
+@pytest.mark.parametrize("text", [CONFIGS, GEMM_CONFIGS], ids=["fp8_gemm", "gemm"])
+def test_every_problem_gets_a_variant_that_fits(text, tmp_path):
+    done = run(text, tmp_path)
     assert done.returncode == 0, done.stdout
 
 
@@ -104,6 +148,8 @@ def test_every_problem_gets_a_variant_that_fits(tmp_path):
         (TILES, "in_band / height", "in_band / band"),
         (CONFIGS, "round_up(ceil_div(swapped ? m : n, variant.right), variant.cluster)", "ceil_div(n, variant.right)"),
         (CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
+        (GEMM_CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
+        (GEMM_CONFIGS, "(variant.cluster == 1 || !layout.by_hand) &&", "true &&"),
     ],
 )
 def test_a_planted_fault_is_found(text, right, wrong, tmp_path):

@@ -1,5 +1,6 @@
 """Builds the emulator and the library against it, into build/emulator, when their sources changed."""
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -87,9 +88,16 @@ def build() -> Path:
     reason = missing()
     if reason:
         raise RuntimeError(reason)
-    fingerprint = _fingerprint()
-    if stamp.exists() and stamp.read_text() == fingerprint:
-        return FOLDER
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time, whoever asks
+        fingerprint = _fingerprint()
+        if not stamp.exists() or stamp.read_text() != fingerprint:
+            _build(log)
+            stamp.write_text(fingerprint)
+    return FOLDER
+
+
+def _build(log: Path) -> None:
     log.write_text("")
     jobs = str(max(1, min(len(os.sched_getaffinity(0)), 2)))
     source = str(Path(__file__).parent)
@@ -98,8 +106,6 @@ def build() -> Path:
     _run([_tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
           *compiler, "-S", source, "-B", str(FOLDER)], log)  # fmt: skip
     _run([_tool("ninja"), "-C", str(FOLDER), "-j", jobs], log)
-    stamp.write_text(fingerprint)
-    return FOLDER
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ void fp8_gemm_multiply(const Fp8GemmArgs&, i64 begin, i64 end, i64 thread);
 namespace avx2 {
 void fp8_gemm_pack(const Fp8GemmArgs&, i64 begin, i64 end, i64 thread);
 void fp8_gemm_multiply(const Fp8GemmArgs&, i64 begin, i64 end, i64 thread);
-void fp8_gemm_pack_few_rows(const Fp8GemmArgs&, i64 begin, i64 end, i64 thread);
-void fp8_gemm_multiply_few_rows(const Fp8GemmArgs&, i64 begin, i64 end, i64 thread);
 }  // namespace avx2
 namespace avx512 {
 void fp8_gemm_multiply(const Fp8GemmArgs&, i64 begin, i64 end, i64 thread);
@@ -48,24 +46,6 @@ constexpr cpu::Implementation<Fp8GemmArgs> kMultiply[] = {
     {cpu::Isa::generic, generic::fp8_gemm_multiply},
 };
 
-// The two phases for up to 6 rows, where decoding b is the work. On two Zen 3 cores this schedule takes 0.8x the time of
-// the other for one row, and as long for eight.
-constexpr i64 kFewRows = 6;
-constexpr cpu::Implementation<Fp8GemmArgs> kPackFewRows[] = {
-#if defined(__x86_64__)
-    {cpu::Isa::amx, amx::fp8_gemm_pack},
-    {cpu::Isa::avx2, avx2::fp8_gemm_pack_few_rows},
-#endif
-    {cpu::Isa::generic, generic::fp8_gemm_pack},
-};
-constexpr cpu::Implementation<Fp8GemmArgs> kMultiplyFewRows[] = {
-#if defined(__x86_64__)
-    {cpu::Isa::amx, amx::fp8_gemm_multiply},
-    {cpu::Isa::avx2, avx2::fp8_gemm_multiply_few_rows},
-#endif
-    {cpu::Isa::generic, generic::fp8_gemm_multiply},
-};
-
 // The same product for `rows` rows from `first` on.
 Fp8GemmArgs rows_of(const Fp8GemmArgs& args, i64 first, i64 rows) {
   Fp8GemmArgs chunk = args;
@@ -93,13 +73,8 @@ void fp8_gemm_cpu(const Fp8GemmArgs& args) {
     const Fp8GemmArgs chunk = rows_of(args, first, smaller(cpu::kGemmChunk, m - first));
     const i64 rows = chunk.a.shape[0], item_rows = cpu::gemm_item_rows(cpu::current_isa() == cpu::Isa::amx);
     const i64 items = ceil_div(rows, item_rows) * ceil_div(n, cpu::kGemmTile);
-    if (rows <= kFewRows) {
-      cpu::run_best(kPackFewRows, chunk, 1);
-      cpu::run_best(kMultiplyFewRows, chunk, items);
-    } else {
-      cpu::run_best(kPack, chunk, ceil_div(rows, cpu::kGemmPackRows), pack_grain);
-      cpu::run_best(kMultiply, chunk, items);
-    }
+    cpu::run_best(kPack, chunk, ceil_div(rows, cpu::kGemmPackRows), pack_grain);
+    cpu::run_best(kMultiply, chunk, items);
   }
 }
 

@@ -1,9 +1,13 @@
-// The seams between the files of gemm on sm_90a with bf16 operands: one .cu per schedule.
+// The seams between the files of gemm on sm_90a with bf16 operands: one .cu per schedule. Without CUDA: bind.cpp may
+// include it.
 #pragma once
 
-#include "cuda/launch.h"
 #include "ops/gemm/config.h"
 #include "ops/gemm/gemm.h"
+
+namespace glm5::cuda {
+struct Device;
+}
 
 namespace glm5::gemm_sm90 {
 

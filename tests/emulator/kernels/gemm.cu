@@ -15,6 +15,7 @@ extern "C" const char* glm5_door(const glm5::GemmArgs* args, int variant, int sm
   try {
     const Problem problem = check_limits(*args);
     const Plan plan = plan_of(*args, problem);
+    glm5::require(can_run(kVariants[variant], plan.layout, sms), "this variant cannot run this problem");
     const Config config = config_of(variant, problem.m, problem.n, problem.batch, sms);
     run(*args, plan, config, glm5::cuda::require_sm90("gemm"), nullptr);
     return nullptr;

@@ -11,6 +11,7 @@ extern "C" const char* glm5_door(const glm5::Fp8GemmArgs* args, int variant, int
   static std::string sentence;
   try {
     const Problem problem = check_limits(*args);
+    glm5::require(can_run(kVariants[variant], args->b_scales_per_row, sms), "this variant cannot run this problem");
     const Config config = config_of(variant, problem.m, problem.n, args->b_scales_per_row, sms);
     run(*args, problem, config, glm5::cuda::require_sm90("fp8_gemm"), nullptr);
     return nullptr;

@@ -1,23 +1,24 @@
 """Kernels under the emulator, one variant at a time, clean or with a planted fault.
 
-A *door* (doors/*.cu) is a small shared library around a launcher of csrc/. `compile_door` builds it from a copy of the op's
-folder in which text was replaced; `Lab` calls it with arrays in emulated device memory.
+A *door* (kernels/*.cu) is a small shared library around a launcher of csrc/. `compile_door` builds it from a copy of the
+op's folder in which text was replaced; `Lab` calls it with arrays in emulated device memory.
 """
 
 import ctypes
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from tests.emulator import build, device
+
 ROOT = Path(__file__).resolve().parents[2]
-SCHEDULES = {"fair": 0, "random": 1, "late": 2, "lowest": 3, "highest": 4}
-FAULT = "device-side assert triggered"
 
 
-def compile_door(op, variant, folder, emulator, cutlass, edits=(), per_row=False):
+def compile_door(op, variant, folder, edits=(), per_row=False):
     """The door of `op` with only `variant`, after `edits`: (file below csrc, old text, new text), each found exactly once."""
     folder = Path(folder)
     shutil.copytree(ROOT / "csrc" / "ops" / op, folder / "ops" / op, dirs_exist_ok=True)
@@ -27,11 +28,12 @@ def compile_door(op, variant, folder, emulator, cutlass, edits=(), per_row=False
         assert text.count(old) == 1, f"{file} has {text.count(old)} places that read: {old}"
         (folder / file).write_text(text.replace(old, new))
     _keep_one_variant(folder / "ops" / op, variant, per_row)
-    library = folder / "door.so"
-    command = ["nvcc", "-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "-gencode",
+    library, emulator = folder / "door.so", build.build()
+    cutlass = Path(find_spec("cutlass_library").submodule_search_locations[0]) / "source" / "include"
+    command = [build._nvcc(), "-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "-gencode",
                "arch=compute_90a,code=compute_90a", "-shared", "-Xcompiler", "-fPIC,-fno-gnu-unique", "-cudart", "none",
-               f"-I{folder}", f"-I{ROOT / 'csrc'}", f"-isystem={cutlass}", str(ROOT / "tests/emulator/doors" / f"{op}.cu"),
-               "-o", str(library), f"-L{emulator.parent}", "-l:" + emulator.name, "-Xlinker", f"-rpath={emulator.parent}"]
+               f"-I{folder}", f"-I{ROOT / 'csrc'}", f"-isystem={cutlass}", str(ROOT / "tests/emulator/kernels" / f"{op}.cu"),
+               "-o", str(library), f"-L{emulator}", "-l:libcudart.so.13", "-Xlinker", f"-rpath={emulator}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return library
@@ -60,22 +62,20 @@ def _keep_one_variant(folder, variant, per_row):
 class Array:
     """A numpy array in emulated device memory of exactly its extent."""
 
-    def __init__(self, lab, values, name, written=True, modulo=0):
-        self.lab, self.shape, self.dtype = lab, values.shape, values.dtype
-        self.bytes = max(values.nbytes, 1)
-        self.address = lab.emulator.glm5_emulator_allocate(self.bytes, modulo, name.encode())
-        assert self.address, lab.sentence()
+    def __init__(self, values, name, written=True):
+        self.shape, self.dtype, self.bytes = values.shape, values.dtype, values.nbytes
+        self.address = device.call("allocate", self.bytes, 0, name.encode())
         self.values[...] = values
         if not written:
-            lab.emulator.glm5_emulator_mark(self.address, self.bytes, 1)
+            device.call("mark", self.address, self.bytes, device.UNINITIALISED)
 
     @property
     def values(self):
         buffer = (ctypes.c_uint8 * self.bytes).from_address(self.address)
-        return np.frombuffer(buffer, dtype=self.dtype, count=int(np.prod(self.shape))).reshape(self.shape)
+        return np.frombuffer(buffer, dtype=self.dtype).reshape(self.shape)
 
     def free(self):
-        self.lab.emulator.glm5_emulator_free(self.address)
+        device.call("free", self.address)
 
 
 class Tensor2(ctypes.Structure):
@@ -127,30 +127,22 @@ def bf16_values(bits):
 
 
 class Lab:
-    """The emulator and one door."""
+    """One door, called with arrays."""
 
-    def __init__(self, emulator, door):
-        self.emulator = ctypes.CDLL(str(emulator), mode=ctypes.RTLD_GLOBAL)
-        self.emulator.glm5_emulator_allocate.restype = ctypes.c_uint64
-        self.emulator.glm5_emulator_allocate.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_char_p]
-        self.emulator.glm5_emulator_free.argtypes = [ctypes.c_uint64]
-        self.emulator.glm5_emulator_mark.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
-        self.emulator.glm5_emulator_configure.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
-        self.emulator.glm5_emulator_sentence.restype = ctypes.c_char_p
-        self.emulator.glm5_emulator_check.restype = ctypes.c_char_p
+    def __init__(self, door):
+        device.library()
         self.door = ctypes.CDLL(str(door)).glm5_door
         self.door.restype = ctypes.c_char_p
         self.door.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
 
-    def sentence(self):
-        return self.emulator.glm5_emulator_sentence().decode()
-
     def _call(self, args, variant, sms, schedule, seed, out):
-        self.emulator.glm5_emulator_configure(SCHEDULES[schedule], seed, 1 << 40, 0)
-        wrong = self.door(ctypes.byref(args), variant, sms)
+        with device.session(seed, schedule):
+            wrong = self.door(ctypes.byref(args), variant, sms)
         if wrong is None:
             return Outcome(out.values.copy(), None, None)
-        return Outcome(None, self.emulator.glm5_emulator_check().decode(), wrong.decode() + "\n" + self.sentence())
+        fault = device.last_fault()
+        check = "driver" if b"refused the tensor map" in wrong else fault.check
+        return Outcome(None, check, wrong.decode() + "\n" + str(fault))
 
     def fp8_gemm(self, variant, m, n, k, seed=0, schedule="fair", sms=132, per_row=False, data=1):
         """Returns (Outcome, float64 reference, bound on the error)."""
@@ -162,8 +154,8 @@ class Lab:
         a_scales = random.uniform(0.5, 2, (groups, mp)).astype(np.float32)
         rows = np_ if per_row else -(-n // 128)
         b_scales = random.uniform(0.5, 2, (groups, rows) if per_row else (rows, groups)).astype(np.float32)
-        arrays = [Array(self, a_bits, "a"), Array(self, a_scales, "a_scales"), Array(self, b_bits, "b"),
-                  Array(self, b_scales, "b_scales"), Array(self, np.full((m, n), 7.0, np.float32), "out", written=False)]
+        arrays = [Array(a_bits, "a"), Array(a_scales, "a_scales"), Array(b_bits, "b"),
+                  Array(b_scales, "b_scales"), Array(np.full((m, n), 7.0, np.float32), "out", written=False)]
         a, sa, b, sb, out = arrays
         args = Fp8GemmArgs(a=Tensor2(a.address, (m, k), (kp, 1)), a_scales=Tensor2(sa.address, (m, groups), (1, mp)),
                            b=Tensor2(b.address, (n, k), (kp, 1)),
@@ -191,14 +183,14 @@ class Lab:
         def place(values, by_rows, name):
             stored = np.swapaxes(values, 1, 2) if by_rows else values
             width = -(-stored.shape[2] // pad) * pad
-            array = Array(self, np.pad(stored, ((0, 0), (0, 0), (0, width - stored.shape[2]))), name)
+            array = Array(np.pad(stored, ((0, 0), (0, 0), (0, width - stored.shape[2]))), name)
             lines = stored.shape[1]
             strides = (lines * width, 1, width) if by_rows else (lines * width, width, 1)
             return array, Float3(array.address, 0, values.shape, strides)
 
         a, a_tensor = place(x, a_by_rows, "a")
         b, b_tensor = place(y, b_by_rows, "b")
-        out = Array(self, np.full((batch, m, n), 7.0, np.float32), "out", written=False)
+        out = Array(np.full((batch, m, n), 7.0, np.float32), "out", written=False)
         args = GemmArgs(a=a_tensor, b=b_tensor, accumulate=False, out=Float3(out.address, 2, (batch, m, n), (m * n, n, 1)))
         outcome = self._call(args, variant, sms, schedule, seed, out)
         p, q = bf16_values(x).astype(np.float64), bf16_values(y).astype(np.float64)
