@@ -1,12 +1,14 @@
 """One harness for every op: a case meets a target, and the result meets the reference.
 
-Targets are every instruction set of this machine, the greater ones through an interpreter where one is installed, and CUDA
-if present. What cannot run here is named, with its reason, in the header of the test run.
+Targets are every instruction set of this machine, the greater ones through an interpreter where one is installed, CUDA if
+present, and the CUDA kernels on an emulator wherever they can be compiled. What cannot run here is named, with its reason,
+in the header of the test run.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,12 +18,14 @@ import glm5_ops
 from glm5_ops import _native, reference
 from glm5_ops.workloads import Case, all_workloads
 from glm5_ops.workloads._compare import Verdict, bits
-from tests import interpreter
+from tests import emulator, interpreter
+from tests.emulator.harness_target import emulated
 
 ISAS = tuple(_native.isa_names())
 WORKLOADS = all_workloads()
 # An interpreter executes some ten million instructions a second: cases above this are left to real machines.
 INTERPRETED_FLOPS, INTERPRETED_BYTES = 8_000_000, 400_000
+EMULATED_FLOPS, EMULATED_BYTES = 40_000_000, 600_000
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,20 @@ class Target:
     device: str = "cpu"
     isa: str = ISAS[-1]
     interpreted: bool = False
+    emulated: bool = False
 
     def __str__(self) -> str:
         return self.name
 
     def takes(self, case: Case) -> bool:
-        return not self.interpreted or (
-            case.flops() <= INTERPRETED_FLOPS and case.bytes_moved() <= INTERPRETED_BYTES
-        )
+        if self.interpreted:
+            return case.flops() <= INTERPRETED_FLOPS and case.bytes_moved() <= INTERPRETED_BYTES
+        return not self.emulated or (case.flops() <= EMULATED_FLOPS and case.bytes_moved() <= EMULATED_BYTES)
+
+    @property
+    def native(self) -> ModuleType:
+        """The extension that serves this target."""
+        return emulator.native() if self.emulated else _native
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -48,6 +58,8 @@ class Target:
             if self.device == "cpu":
                 _native.limit_isa(ISAS.index(self.isa))
                 stack.callback(_native.limit_isa, len(ISAS) - 1)
+            if self.emulated:
+                stack.enter_context(emulated())
             if self.interpreted:
                 stack.enter_context(interpreter.interpreted(self.isa, _native))
             yield
@@ -63,6 +75,10 @@ def _targets() -> tuple[list[Target], list[str]]:
             absent.append(f"cpu-{isa}: this processor lacks it, and the interpreter cannot stand in: {reason}")
         else:
             targets.append(Target(f"cpu-{isa}-interpreted", isa=isa, interpreted=True))
+    if reason := emulator.available():
+        absent.append(f"emulated-cuda: {reason}")
+    else:
+        targets.append(Target("emulated-cuda", emulated=True))
     if not _native.with_cuda:
         absent.append("cuda: this build has no CUDA kernels")
     elif not torch.cuda.is_available():
@@ -73,6 +89,9 @@ def _targets() -> tuple[list[Target], list[str]]:
 
 
 TARGETS, ABSENT = _targets()
+# The CPU's instruction sets beside the portable code, whose bits they must give.
+VECTOR_CPUS = tuple(t for t in TARGETS if t.name.startswith("cpu-") and t.isa != "generic")
+GPUS = tuple(t for t in TARGETS if t.device == "cuda" or t.emulated)
 
 
 def over(cases: Iterable[Case], targets: Iterable[Target] = tuple(TARGETS)) -> pytest.MarkDecorator:
@@ -123,7 +142,9 @@ def check_rows_do_not_depend_on_the_batch(op: str, case: Case, target: Target) -
     workload, inputs = WORKLOADS[op], case.inputs(target.device)
     whole = run(op, inputs)
     rows = inputs[workload.rows[0]].shape[-2]
-    for begin, end in {(0, 1), (rows - 1, rows), (rows // 3, rows // 2 + 1), (1, rows)}:
+    # CUDA's copy engine wants operands that start at multiples of 16 bytes: four scales, or 16 rows of anything
+    step = 16 if target in GPUS else 1
+    for begin, end in {(0, 1), ((rows - 1) // step * step, rows), (rows // 3 // step * step, rows // 2 + 1), (step, rows)}:
         part = run(op, workload.cut_rows(inputs, begin, end))
         check_same_bits(f"{op} on rows {begin} to {end}", part, [w[..., begin:end, :] for w in whole])
 

@@ -40,7 +40,9 @@ def _product() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda got, exact: exact.to(torch.float32).view(torch.int32).bitwise_and(-65536).view(torch.float32),  # truncated
+        lambda got, exact: (
+            exact.to(torch.float32).view(torch.int32).bitwise_and(-65536).view(torch.float32)
+        ),  # truncated
         lambda got, exact: got.roll(1, 0),  # rows swapped
         lambda got, exact: got * 1.02,
         lambda got, exact: torch.where(torch.eye(40, 50) > 0, 0, got),
@@ -84,7 +86,9 @@ def test_a_wrong_op_fails_its_check(op, monkeypatch):
 def test_an_op_that_depends_on_the_batch_fails_its_check(monkeypatch):
     case, target = Fp8GemmCase(20, 30, 200), harness.Target("cpu-generic", isa="generic")
     harness.check_rows_do_not_depend_on_the_batch("fp8_gemm", case, target)
-    monkeypatch.setattr(glm5_ops, "fp8_gemm", lambda **inputs: reference.fp8_gemm(**inputs) * (1 + len(inputs["a"]) % 2))
+    monkeypatch.setattr(
+        glm5_ops, "fp8_gemm", lambda **inputs: reference.fp8_gemm(**inputs) * (1 + len(inputs["a"]) % 2)
+    )
     with pytest.raises(AssertionError, match="elements differ"):
         harness.check_rows_do_not_depend_on_the_batch("fp8_gemm", case, target)
 

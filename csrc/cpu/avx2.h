@@ -87,8 +87,8 @@ GLM5_INLINE void transpose_16x16_bytes(__m256i (&x)[16]) {
   }
 }
 
-// to[i * to_stride + j] = from[i * i_stride + j * j_stride] as f32 for i < rows, j < columns, where i_stride or j_stride
-// is 1; zero for the other i < padded_rows, j < padded_columns.
+// to[i * to_stride + j] = from[i * i_stride + j * j_stride] as f32 for i < rows, j < columns, where i_stride or
+// j_stride is 1; zero for the other i < padded_rows, j < padded_columns.
 template <class T>
 GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j_stride, i64 rows, i64 columns,
                       i64 padded_rows, i64 padded_columns) {
@@ -126,8 +126,8 @@ GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j
 
 // ---- e4m3 ----
 
-// A byte b in the upper half of each 16 bits becomes the f16 of value(b) / 256: the sign stays, the other bits move down
-// by one. f16 subnormals hold e4m3's, and vcvtph2ps reads them whatever MXCSR says. NaN needs f16_nan().
+// A byte b in the upper half of each 16 bits becomes the f16 of value(b) / 256: the sign stays, the other bits move
+// down by one. f16 subnormals hold e4m3's, and vcvtph2ps reads them whatever MXCSR says. NaN needs f16_nan().
 GLM5_INLINE __m256i f16_of_e4m3(__m256i bytes_in_high_half) {
   return _mm256_and_si256(_mm256_srai_epi16(bytes_in_high_half, 1), _mm256_set1_epi16(static_cast<i16>(0xbf80)));
 }
@@ -154,8 +154,8 @@ GLM5_INLINE TwoF32x8 decode_e4m3x16(__m128i bytes) {
 
 constexpr i64 kPanel = 16;
 
-// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 16 results. 12 of the 16 registers hold
-// chains when Rows is 3; two hold b and one a, so that ten loads feed twelve multiply-adds.
+// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 16 results. 12 of the 16 registers
+// hold chains when Rows is 3; two hold b and one a, so that ten loads feed twelve multiply-adds.
 template <int Rows>
 GLM5_INLINE void multiply_step(const f32* a, const f32* panel, __m256 (&sum)[Rows][2]) {
   __m256 even[Rows][2], odd[Rows][2];
@@ -196,10 +196,12 @@ GLM5_INLINE void multiply_chain(const f32* a, const f32* panel, i64 k_end, __m25
   for (i64 k = 0; k < k_end; k += 8) {
     const f32* next = a + Rows * (cpu::kGemmBlock + k);
 #pragma GCC unroll 16
-    for (int line = 0; line < (Rows + 1) / 2; ++line) _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
+    for (int line = 0; line < (Rows + 1) / 2; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
 #pragma GCC unroll 8
     for (i64 i = 0; i < 8; ++i) {
-      const __m256 left = _mm256_load_ps(panel + (k + i) * kPanel), right = _mm256_load_ps(panel + (k + i) * kPanel + 8);
+      const __m256 left = _mm256_load_ps(panel + (k + i) * kPanel);
+      const __m256 right = _mm256_load_ps(panel + (k + i) * kPanel + 8);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + i);

@@ -1,5 +1,5 @@
-// The AVX-512 toolbox (F, BW, VL, DQ, VBMI): transpositions, the decoding of e4m3, and the inner loops of matrix products.
-// What is done once, or at the edges, it takes from AVX2. Everything is inlined into the kernel that uses it.
+// The AVX-512 toolbox (F, BW, VL, DQ, VBMI): transpositions, the decoding of e4m3, and the inner loops of matrix
+// products. What is done once, or at the edges, it takes from AVX2. Everything is inlined into the kernel that uses it.
 #pragma once
 
 // gcc 12's own header passes undefined values as the don't-care operands of builtins and warns about them (PR 105593).
@@ -98,8 +98,8 @@ GLM5_INLINE void transpose_16x16_bytes(__m512i (&x)[16]) {
 
 constexpr i64 kPanel = 32;
 
-// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 32 results. 24 of the 32 registers hold
-// chains when Rows is 6: sixteen loads feed twenty-four multiply-adds.
+// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 32 results. 24 of the 32 registers
+// hold chains when Rows is 6: sixteen loads feed twenty-four multiply-adds.
 template <int Rows>
 GLM5_INLINE void multiply_step(const f32* a, const f32* panel, __m512 (&sum)[Rows][2]) {
   __m512 even[Rows][2], odd[Rows][2];
@@ -140,10 +140,12 @@ GLM5_INLINE void multiply_chain(const f32* a, const f32* panel, i64 k_end, __m51
   for (i64 k = 0; k < k_end; k += 8) {
     const f32* next = a + Rows * (cpu::kGemmBlock + k);
 #pragma GCC unroll 16
-    for (int line = 0; line < (Rows + 1) / 2; ++line) _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
+    for (int line = 0; line < (Rows + 1) / 2; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
 #pragma GCC unroll 8
     for (i64 i = 0; i < 8; ++i) {
-      const __m512 left = _mm512_load_ps(panel + (k + i) * kPanel), right = _mm512_load_ps(panel + (k + i) * kPanel + 16);
+      const __m512 left = _mm512_load_ps(panel + (k + i) * kPanel);
+      const __m512 right = _mm512_load_ps(panel + (k + i) * kPanel + 16);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const __m512 x = _mm512_set1_ps(a[r * cpu::kGemmBlock + k + i]);

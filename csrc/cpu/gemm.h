@@ -1,8 +1,8 @@
 // What the CPU kernels of fp8_gemm and gemm share: the sizes of their tiles and the layout of their workspace.
 //
 // m is taken in chunks. A chunk's rows of a are first brought into the form that the inner loops read ("packed"), once;
-// then every item, a tile of columns for a block of the chunk's rows, walks along k. All numbers are those of the loops,
-// not of the result: the summation tree knows none of them but the 128 of a block.
+// then every item, a tile of columns for a block of the chunk's rows, walks along k. All numbers are those of the
+// loops, not of the result: the summation tree knows none of them but the 128 of a block.
 #pragma once
 
 #include "core/tensor.h"

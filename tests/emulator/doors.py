@@ -18,6 +18,14 @@ from tests.emulator import build, device
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def find_variant(op, *fields):
+    """The index in kVariants of the op's config.h of the first entry that begins with these fields."""
+    table = (ROOT / "csrc" / "ops" / op / "config.h").read_text().split("kVariants[] = {", 1)[1].split("};", 1)[0]
+    entries = re.findall(r"\{Schedule::([^}]*)\}", table)
+    wanted = [str(field) for field in fields]
+    return next(i for i, entry in enumerate(entries) if entry.split(", ")[: len(wanted)] == wanted)
+
+
 def compile_door(op, variant, folder, edits=(), per_row=False):
     """The door of `op` with only `variant`, after `edits`: (file below csrc, old text, new text), each found exactly once."""
     folder = Path(folder)
@@ -30,10 +38,30 @@ def compile_door(op, variant, folder, edits=(), per_row=False):
     _keep_one_variant(folder / "ops" / op, variant, per_row)
     library, emulator = folder / "door.so", build.build()
     cutlass = Path(find_spec("cutlass_library").submodule_search_locations[0]) / "source" / "include"
-    command = [build._nvcc(), "-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "-gencode",
-               "arch=compute_90a,code=compute_90a", "-shared", "-Xcompiler", "-fPIC,-fno-gnu-unique", "-cudart", "none",
-               f"-I{folder}", f"-I{ROOT / 'csrc'}", f"-isystem={cutlass}", str(ROOT / "tests/emulator/kernels" / f"{op}.cu"),
-               "-o", str(library), f"-L{emulator}", "-l:libcudart.so.13", "-Xlinker", f"-rpath={emulator}"]
+    command = [
+        build._nvcc(),
+        "-std=c++20",
+        "-O3",
+        "-lineinfo",
+        "--expt-relaxed-constexpr",
+        "-gencode",
+        "arch=compute_90a,code=compute_90a",
+        "-shared",
+        "-Xcompiler",
+        "-fPIC,-fno-gnu-unique",
+        "-cudart",
+        "none",
+        f"-I{folder}",
+        f"-I{ROOT / 'csrc'}",
+        f"-isystem={cutlass}",
+        str(ROOT / "tests/emulator/kernels" / f"{op}.cu"),
+        "-o",
+        str(library),
+        f"-L{emulator}",
+        "-l:libcudart.so.13",
+        "-Xlinker",
+        f"-rpath={emulator}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return library
@@ -83,11 +111,21 @@ class Tensor2(ctypes.Structure):
 
 
 class Float2(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int), ("shape", ctypes.c_int64 * 2), ("stride", ctypes.c_int64 * 2)]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("shape", ctypes.c_int64 * 2),
+        ("stride", ctypes.c_int64 * 2),
+    ]
 
 
 class Float3(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int), ("shape", ctypes.c_int64 * 3), ("stride", ctypes.c_int64 * 3)]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("shape", ctypes.c_int64 * 3),
+        ("stride", ctypes.c_int64 * 3),
+    ]
 
 
 class Bytes(ctypes.Structure):
@@ -95,8 +133,16 @@ class Bytes(ctypes.Structure):
 
 
 class Fp8GemmArgs(ctypes.Structure):
-    _fields_ = [("a", Tensor2), ("a_scales", Tensor2), ("b", Tensor2), ("b_scales", Tensor2), ("b_scales_per_row", ctypes.c_bool),
-                ("accumulate", ctypes.c_bool), ("out", Float2), ("workspace", Bytes)]
+    _fields_ = [
+        ("a", Tensor2),
+        ("a_scales", Tensor2),
+        ("b", Tensor2),
+        ("b_scales", Tensor2),
+        ("b_scales_per_row", ctypes.c_bool),
+        ("accumulate", ctypes.c_bool),
+        ("out", Float2),
+        ("workspace", Bytes),
+    ]
 
 
 class GemmArgs(ctypes.Structure):
@@ -149,18 +195,36 @@ class Lab:
         random = np.random.default_rng(data)
         groups = -(-k // 128)
         kp, mp, np_ = -(-k // 16) * 16, -(-m // 4) * 4, -(-n // 4) * 4
-        a_bits = random.integers(0, 127, (m, kp), dtype=np.uint8) & 0xBF | random.integers(0, 2, (m, kp), dtype=np.uint8) << 7
-        b_bits = random.integers(0, 127, (n, kp), dtype=np.uint8) & 0xBF | random.integers(0, 2, (n, kp), dtype=np.uint8) << 7
+        a_bits = (
+            random.integers(0, 127, (m, kp), dtype=np.uint8) & 0xBF
+            | random.integers(0, 2, (m, kp), dtype=np.uint8) << 7
+        )
+        b_bits = (
+            random.integers(0, 127, (n, kp), dtype=np.uint8) & 0xBF
+            | random.integers(0, 2, (n, kp), dtype=np.uint8) << 7
+        )
         a_scales = random.uniform(0.5, 2, (groups, mp)).astype(np.float32)
         rows = np_ if per_row else -(-n // 128)
         b_scales = random.uniform(0.5, 2, (groups, rows) if per_row else (rows, groups)).astype(np.float32)
-        arrays = [Array(a_bits, "a"), Array(a_scales, "a_scales"), Array(b_bits, "b"),
-                  Array(b_scales, "b_scales"), Array(np.full((m, n), 7.0, np.float32), "out", written=False)]
+        arrays = [
+            Array(a_bits, "a"),
+            Array(a_scales, "a_scales"),
+            Array(b_bits, "b"),
+            Array(b_scales, "b_scales"),
+            Array(np.full((m, n), 7.0, np.float32), "out", written=False),
+        ]
         a, sa, b, sb, out = arrays
-        args = Fp8GemmArgs(a=Tensor2(a.address, (m, k), (kp, 1)), a_scales=Tensor2(sa.address, (m, groups), (1, mp)),
-                           b=Tensor2(b.address, (n, k), (kp, 1)),
-                           b_scales=Tensor2(sb.address, (n, groups) if per_row else (rows, groups), (1, np_) if per_row else (groups, 1)),
-                           b_scales_per_row=per_row, accumulate=False, out=Float2(out.address, 2, (m, n), (n, 1)))
+        args = Fp8GemmArgs(
+            a=Tensor2(a.address, (m, k), (kp, 1)),
+            a_scales=Tensor2(sa.address, (m, groups), (1, mp)),
+            b=Tensor2(b.address, (n, k), (kp, 1)),
+            b_scales=Tensor2(
+                sb.address, (n, groups) if per_row else (rows, groups), (1, np_) if per_row else (groups, 1)
+            ),
+            b_scales_per_row=per_row,
+            accumulate=False,
+            out=Float2(out.address, 2, (m, n), (n, 1)),
+        )
         outcome = self._call(args, variant, sms, schedule, seed, out)
         table = e4m3_values()
         reference, bound = np.zeros((m, n)), np.zeros((m, n))
@@ -175,7 +239,21 @@ class Lab:
             array.free()
         return outcome, reference, bound * 2.0**-20
 
-    def gemm(self, variant, m, n, k, seed=0, schedule="fair", sms=132, batch=1, a_by_rows=False, b_by_rows=False, data=1, pad=8):
+    def gemm(
+        self,
+        variant,
+        m,
+        n,
+        k,
+        seed=0,
+        schedule="fair",
+        sms=132,
+        batch=1,
+        a_by_rows=False,
+        b_by_rows=False,
+        data=1,
+        pad=8,
+    ):
         random = np.random.default_rng(data)
         x = bf16_bits(random.standard_normal((batch, m, k)))
         y = bf16_bits(random.standard_normal((batch, n, k)))
@@ -191,7 +269,9 @@ class Lab:
         a, a_tensor = place(x, a_by_rows, "a")
         b, b_tensor = place(y, b_by_rows, "b")
         out = Array(np.full((batch, m, n), 7.0, np.float32), "out", written=False)
-        args = GemmArgs(a=a_tensor, b=b_tensor, accumulate=False, out=Float3(out.address, 2, (batch, m, n), (m * n, n, 1)))
+        args = GemmArgs(
+            a=a_tensor, b=b_tensor, accumulate=False, out=Float3(out.address, 2, (batch, m, n), (m * n, n, 1))
+        )
         outcome = self._call(args, variant, sms, schedule, seed, out)
         p, q = bf16_values(x).astype(np.float64), bf16_values(y).astype(np.float64)
         reference = p @ np.swapaxes(q, 1, 2)

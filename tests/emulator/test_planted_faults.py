@@ -8,11 +8,11 @@ from tests.emulator.doors import Lab, compile_door
 
 SCHEDULES = [("fair", 0), ("late", 0), ("lowest", 0), ("highest", 0)] + [("random", seed) for seed in range(5)]
 CLEAN = {
-    "fp8 rows": ("fp8_gemm", 4, planted.RAGGED),
-    "fp8 cluster": ("fp8_gemm", 5, planted.RAGGED),
-    "fp8 swapped": ("fp8_gemm", 1, {"m": 30, "n": 200, "k": 128 * 40, "sms": 1}),
-    "bf16 rows": ("gemm", 4, planted.RAGGED_BF16),
-    "bf16 by hand": ("gemm", 4, planted.BY_HAND),
+    "fp8 rows": ("fp8_gemm", planted.FP8_ROWS, planted.RAGGED),
+    "fp8 cluster": ("fp8_gemm", planted.FP8_CLUSTER, planted.RAGGED),
+    "fp8 swapped": ("fp8_gemm", planted.FP8_SWAPPED, planted.SWAPPED),
+    "bf16 rows": ("gemm", planted.BF16_ROWS, planted.RAGGED_BF16),
+    "bf16 by hand": ("gemm", planted.BF16_ROWS, planted.BY_HAND),
 }
 
 

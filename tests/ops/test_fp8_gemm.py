@@ -1,12 +1,18 @@
+import sys
+
 import pytest
 import torch
 
+import glm5_ops
+import glm5_ops.ops.fp8_gemm
 from glm5_ops import fp8_gemm, fp8_gemm_into, quantize_fp8, reference
+from glm5_ops.ops._op import stream_of
 from glm5_ops.workloads.fp8_gemm import EDGES, EDGES_INTO, Fp8GemmCase
 from tests import harness
 from tests.harness import over
 
-LARGE = [Fp8GemmCase(300, 330, 700, b_scales) for b_scales in ("128x128", "1x128")]
+fp8_gemm_module = sys.modules["glm5_ops.ops.fp8_gemm"]
+LARGE = [Fp8GemmCase(300, 330, 720, b_scales) for b_scales in ("128x128", "1x128")]
 
 
 @over((*EDGES, *LARGE))
@@ -19,25 +25,45 @@ def test_into_a_given_output_is_as_close_as_torch_is(case, target):
     harness.check_matches_reference("fp8_gemm_into", case, target)
 
 
-@over(EDGES, [t for t in harness.TARGETS if t.device == "cpu" and t.isa != "generic"])
+@over(EDGES, harness.VECTOR_CPUS)
 def test_every_instruction_set_gives_the_same_bits(case, target):
     harness.check_same_bits_as_generic("fp8_gemm", case, target)
 
 
-@over(EDGES_INTO, [t for t in harness.TARGETS if t.device == "cpu" and t.isa != "generic"])
+@over(EDGES_INTO, harness.VECTOR_CPUS)
 def test_every_instruction_set_gives_the_same_bits_into_a_given_output(case, target):
     harness.check_same_bits_as_generic("fp8_gemm_into", case, target)
 
 
-@over([Fp8GemmCase(37, 200, 300), *LARGE])
+@over([Fp8GemmCase(37, 200, 304), *LARGE])
 def test_same_bits_twice_and_with_any_thread_count(case, target):
     harness.check_repeats("fp8_gemm", case, target)
     harness.check_thread_count_does_not_matter("fp8_gemm", case, target)
 
 
-@over([Fp8GemmCase(70, 100, 300, b_scales) for b_scales in ("128x128", "1x128")] + LARGE)
+@over([Fp8GemmCase(70, 100, 304, b_scales) for b_scales in ("128x128", "1x128")] + LARGE)
 def test_a_row_has_the_same_bits_in_any_batch(case, target):
     harness.check_rows_do_not_depend_on_the_batch("fp8_gemm", case, target)
+
+
+@over([Fp8GemmCase(m, n, 400, b_scales) for m, n in ((5, 200), (140, 260)) for b_scales in ("128x128", "1x128")],
+      harness.GPUS)  # fmt: skip
+def test_every_schedule_of_the_gpu_gives_the_same_bits(case, target):
+    inputs = case.inputs(target.device)
+    out = fp8_gemm(**inputs)
+    per_row = inputs["b_scales"].shape[0] == case.n
+    operands = [inputs[name] for name in ("a", "a_scales", "b", "b_scales")]
+    ran = 0
+    for variant in range(target.native.fp8_gemm_variants):
+        single = torch.zeros_like(out)
+        try:
+            fp8_gemm_module._native.fp8_gemm_variant(*operands, per_row, single, False, variant, stream_of(out))
+        except glm5_ops.Error as error:
+            assert "cannot run this problem" in str(error)
+            continue
+        harness.check_same_bits(f"variant {variant}", [single], [out])
+        ran += 1
+    assert ran >= (3 if per_row else 9)
 
 
 @over([Fp8GemmCase(1, 1, 16)])
@@ -78,7 +104,10 @@ def _right() -> dict:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"a": torch.zeros(4, 256)}, "a must be e4m3[m, k], with unit stride along the last dimension; got torch.float32"),
+        (
+            {"a": torch.zeros(4, 256)},
+            "a must be e4m3[m, k], with unit stride along the last dimension; got torch.float32",
+        ),
         ({"a": torch.zeros(256, 4).to(torch.float8_e4m3fn).t()}, "with strides [1, 4]"),
         ({"b": torch.zeros(130, 128).to(torch.float8_e4m3fn)}, "b must be e4m3[n, k]"),
         ({"a_scales": torch.zeros(4, 2)}, "a_scales must be f32[m, ceil(k/128)], column-major"),

@@ -1,13 +1,18 @@
+import sys
+
 import pytest
 import torch
 
+import glm5_ops
+import glm5_ops.ops.gemm
 from glm5_ops import gemm, gemm_into, reference
+from glm5_ops.ops._op import stream_of
 from glm5_ops.workloads.gemm import EDGES, EDGES_INTO, GemmCase
 from tests import harness
 from tests.harness import over
 
+gemm_module = sys.modules["glm5_ops.ops.gemm"]
 LARGE = [GemmCase(300, 330, 700, dtype, "f32") for dtype in ("bf16", "f32")]
-CPUS = [t for t in harness.TARGETS if t.device == "cpu" and t.isa != "generic"]
 
 
 @over((*EDGES, *LARGE))
@@ -20,17 +25,17 @@ def test_into_a_given_output_is_as_close_as_torch_is(case, target):
     harness.check_matches_reference("gemm_into", case, target)
 
 
-@over(EDGES, CPUS)
+@over(EDGES, harness.VECTOR_CPUS)
 def test_every_instruction_set_gives_the_same_bits(case, target):
     harness.check_same_bits_as_generic("gemm", case, target)
 
 
-@over(EDGES_INTO, CPUS)
+@over(EDGES_INTO, harness.VECTOR_CPUS)
 def test_every_instruction_set_gives_the_same_bits_into_a_given_output(case, target):
     harness.check_same_bits_as_generic("gemm_into", case, target)
 
 
-@over([GemmCase(6, 20, 200, fill="normal")], CPUS)
+@over([GemmCase(6, 20, 200, fill="normal")], harness.VECTOR_CPUS)
 def test_subnormal_operands_count_as_zero_on_every_instruction_set(case, target):
     inputs = case.inputs()
     for scale in (2.0**-128, 2.0**-70):  # operands, products and sums in the subnormal range
@@ -53,6 +58,26 @@ def test_same_bits_twice_and_with_any_thread_count(case, target):
 @over([GemmCase(70, 100, 300, dtype, "f32", batch) for dtype in ("bf16", "f32") for batch in (0, 2)] + LARGE)
 def test_a_row_has_the_same_bits_in_any_batch(case, target):
     harness.check_rows_do_not_depend_on_the_batch("gemm", case, target)
+
+
+@over(
+    [GemmCase(m, n, 392, batch=b, transposed=t) for m, n, b, t in ((5, 200, 0, ""), (136, 264, 2, "ab"))], harness.GPUS
+)
+def test_every_schedule_of_the_gpu_gives_the_same_bits(case, target):
+    inputs = case.inputs(target.device)
+    out = gemm(**inputs)
+    a, b, expected = (t if case.batch else t[None] for t in (inputs["a"], inputs["b"], out))
+    ran = 0
+    for variant in range(target.native.gemm_variants):
+        single = torch.zeros_like(expected)
+        try:
+            gemm_module._native.gemm_variant(a, b, single, False, variant, stream_of(out))
+        except glm5_ops.Error as error:
+            assert "cannot run this problem" in str(error)
+            continue
+        harness.check_same_bits(f"variant {variant}", [single], [expected])
+        ran += 1
+    assert ran >= (2 if "a" in case.transposed else 7)
 
 
 @over([GemmCase(40, 50, 60, dtype, "f32") for dtype in ("bf16", "f32")])
@@ -94,7 +119,11 @@ def test_reference_passes_gradcheck_in_f64():
 @pytest.mark.parametrize(
     ("a", "b", "sentence"),
     [
-        (torch.zeros(3, 4, dtype=torch.float64), torch.zeros(5, 4), "a must be bf16|f32[m, k], with unit stride along one"),
+        (
+            torch.zeros(3, 4, dtype=torch.float64),
+            torch.zeros(5, 4),
+            "a must be bf16|f32[m, k], with unit stride along one",
+        ),
         (torch.zeros(3, 4), torch.zeros(5, 6), "b must be bf16|f32[n, k]"),
         (torch.zeros(3, 4), torch.zeros(5, 4, dtype=torch.bfloat16), "b must be torch.float32 as a is"),
         (torch.zeros(6, 8)[::2, ::2], torch.zeros(5, 4), "got torch.float32[3, 4] with strides [16, 2] on cpu"),

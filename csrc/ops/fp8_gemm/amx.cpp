@@ -1,7 +1,7 @@
-// fp8_gemm with AMX. Packing turns a into bf16 pairs, [block of 128 k][16 rows][4 steps]. An item takes 64 columns of b:
-// 128 k of them are decoded to bf16 once (16 KiB, which stay in the L1 cache) and used for all rows of the chunk, 32 x 32
-// results at a time. The tiles start each block from zero, so that they end as part(g); AVX-512 adds these to the totals
-// with their scales while the tile unit works on the next 32 x 32.
+// fp8_gemm with AMX. Packing turns a into bf16 pairs, [block of 128 k][16 rows][4 steps]. An item takes 64 columns of
+// b: 128 k of them are decoded to bf16 once (16 KiB, which stay in the L1 cache) and used for all rows of the chunk, 32
+// x 32 results at a time. The tiles start each block from zero, so that they end as part(g); AVX-512 adds these to the
+// totals with their scales while the tile unit works on the next 32 x 32.
 #include "cpu/amx.h"
 #include "cpu/float_environment.h"
 #include "ops/fp8_gemm/fp8_gemm.h"
@@ -61,13 +61,16 @@ void load_b(const Fp8GemmArgs& args, const cpu::GemmItem& where, i64 g, bf16* b)
   const E4m3Decoder decoder;
   const i64 k = args.b.shape[1], first_k = g * kFp8Group;
   const u8* from = reinterpret_cast<const u8*>(args.b.at(where.first_column, first_k));
+  // What comes four groups later: of the same columns, or of the next item's.
+  const i64 over = first_k + 4 * kFp8Group - round_up(k, kFp8Group);
+  const i64 ahead = over < 0 ? 4 * kFp8Group : cpu::kGemmTile * args.b.stride[0] + over - first_k;
   for (i64 j = 0; j < cpu::kGemmTile; ++j, from += args.b.stride[0]) {
     bf16* to = b + j / kTile * kColumnBf16 + j % kTile * 32;
     for (i64 half = 0; half < 2; ++half) {
       __m512i bytes = _mm512_setzero_si512(), first, second;
       if (j < where.columns) {
         bytes = _mm512_maskz_loadu_epi8(avx512::first_of_64(k - first_k - half * 64), from + half * 64);
-        _mm_prefetch(reinterpret_cast<const char*>(from + half * 64 + 4 * kFp8Group), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(from + half * 64 + ahead), _MM_HINT_T0);
       }
       decoder.decode(bytes, first, second);
       _mm512_store_si512(to + (2 * half) * kTileBf16, first);

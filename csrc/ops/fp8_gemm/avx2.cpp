@@ -1,6 +1,6 @@
-// fp8_gemm with AVX2. Packing decodes rows of a to f32. An item then takes its 64 columns of b block by block: 128 k of 16
-// columns are transposed as bytes and decoded to f16 (4 KiB, which stay in the L1 cache), then used for all rows of the
-// item, three rows at a time. For few rows f16 becomes f32 as it is loaded: vcvtph2ps from memory runs beside the
+// fp8_gemm with AVX2. Packing decodes rows of a to f32. An item then takes its 64 columns of b block by block: 128 k of
+// 16 columns are transposed as bytes and decoded to f16 (4 KiB, which stay in the L1 cache), then used for all rows of
+// the item, three rows at a time. For few rows f16 becomes f32 as it is loaded: vcvtph2ps from memory runs beside the
 // multiply-adds (on Zen 3 two a cycle; from a register only one). For many rows the panel is widened to f32 first.
 #include "cpu/avx2.h"
 #include "cpu/float_environment.h"
@@ -9,8 +9,8 @@
 namespace glm5::avx2 {
 namespace {
 
-// Decoded b is 2^8 too small (f16_of_e4m3), and so is a before this factor: products come out right, since powers of two
-// do not round here.
+// Decoded b is 2^8 too small (f16_of_e4m3), and so is a before this factor: products come out right, since powers of
+// two do not round here.
 constexpr f32 kPackScale = 65536.0f;
 
 // Below this many rows an item finishes 16 columns for all k before it takes the next 16, so that few streams of b are
@@ -208,7 +208,8 @@ template <class T>
 GLM5_INLINE void store_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
   const Tensor<T, 2> out = args.out.as<T>();
   for (i64 i = 0; i < item.rows; ++i)
-    store_row(out.at(item.first_row + i, item.first_column), totals + i * cpu::kGemmTile, item.columns, args.accumulate);
+    store_row(out.at(item.first_row + i, item.first_column), totals + i * cpu::kGemmTile, item.columns,
+              args.accumulate);
 }
 
 void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, const cpu::GemmWorkspace& workspace) {

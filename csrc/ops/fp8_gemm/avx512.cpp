@@ -1,6 +1,6 @@
-// fp8_gemm with AVX-512. The rows of a come packed as f32 from the AVX2 file. An item takes its 64 columns of b block by
-// block: 128 k of 32 columns are transposed as bytes, decoded to f32 (16 KiB, which stay in the L1 cache) and used for
-// all rows of the item, six rows at a time.
+// fp8_gemm with AVX-512. The rows of a come packed as f32 from the AVX2 file. An item takes its 64 columns of b block
+// by block: 128 k of 32 columns are transposed as bytes, decoded to f32 (16 KiB, which stay in the L1 cache) and used
+// for all rows of the item, six rows at a time.
 #include "cpu/avx512.h"
 #include "cpu/float_environment.h"
 #include "ops/fp8_gemm/fp8_gemm.h"
@@ -41,7 +41,7 @@ GLM5_INLINE void decode_half(__m512i (&x)[16], f32* panel) {
 }
 
 // 16 columns x 128 k. NaN is rare: it is looked for on the way and decoded again where found.
-GLM5_INLINE void decode_columns(const u8* columns, i64 stride, f32* panel) {
+GLM5_INLINE void decode_columns(const u8* columns, i64 stride, const u8* later, f32* panel) {
   __m512i largest = _mm512_setzero_si512();  // of the doubled bytes: 0xfe is NaN
 #pragma GCC unroll 1
   for (i64 k = 0; k < cpu::kGemmBlock; k += 64) {
@@ -50,7 +50,7 @@ GLM5_INLINE void decode_columns(const u8* columns, i64 stride, f32* panel) {
     for (int j = 0; j < 16; ++j) {
       x[j] = _mm512_loadu_si512(columns + j * stride + k);
       largest = _mm512_max_epu8(largest, _mm512_add_epi8(x[j], x[j]));
-      _mm_prefetch(reinterpret_cast<const char*>(columns + j * stride + k + 4 * cpu::kGemmBlock), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(later + j * stride + k), _MM_HINT_T0);
     }
     decode_half<false>(x, panel + k * kPanel);
   }
@@ -60,13 +60,16 @@ GLM5_INLINE void decode_columns(const u8* columns, i64 stride, f32* panel) {
 
 // Columns first_column .. +32 of block g, zero beyond n and k.
 GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8* stage, f32* panel) {
-  const i64 n = args.b.shape[0], k = args.b.shape[1], first_k = g * kFp8Group, valid_k = smaller(kFp8Group, k - first_k);
+  const i64 n = args.b.shape[0], first_k = g * kFp8Group, valid_k = smaller(kFp8Group, args.b.shape[1] - first_k);
+  // What comes four groups later: of the same columns, or of the next 32.
+  const i64 over = first_k + 4 * kFp8Group - round_up(args.b.shape[1], kFp8Group);
+  const i64 ahead = over < 0 ? 4 * kFp8Group : kPanel * args.b.stride[0] + over - first_k;
 #pragma GCC unroll 1
   for (i64 left = 0; left < kPanel; left += 16) {
     const u8* columns = reinterpret_cast<const u8*>(args.b.at(first_column + left, first_k));
     const i64 valid_columns = n - first_column - left;
     if (valid_columns >= 16 && valid_k == kFp8Group) {
-      decode_columns(columns, args.b.stride[0], panel + left);
+      decode_columns(columns, args.b.stride[0], columns + ahead, panel + left);
       continue;
     }
     for (i64 j = 0; j < 16; ++j) {
@@ -76,7 +79,7 @@ GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8
         _mm512_storeu_si512(stage + j * kFp8Group + i, _mm512_maskz_loadu_epi8(live, from));
       }
     }
-    decode_columns(stage, kFp8Group, panel + left);
+    decode_columns(stage, kFp8Group, stage, panel + left);
   }
 }
 
@@ -107,7 +110,8 @@ GLM5_INLINE void multiply_block(const f32* a, const f32* panel, const Scales& sc
     // The next rows come from the L2 cache: a quarter of them with each step.
     const f32* next = a + Rows * (cpu::kGemmBlock + k);
 #pragma GCC unroll 16
-    for (int line = 0; line < 2 * Rows; ++line) _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
+    for (int line = 0; line < 2 * Rows; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
     multiply_step<Rows>(a + k, panel + k * kPanel, step);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {

@@ -52,7 +52,8 @@ void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, const cpu
       for (i64 i = 0; i < item.rows; ++i) {
         const i64 row = item.first_row + i;
         f32& total = workspace.totals[i * cpu::kGemmTile + j];
-        total = __builtin_fmaf(*args.a_scales.at(row, g) * column_scale, part_of(packed.at(row, g), workspace.panel), total);
+        const f32 scale = *args.a_scales.at(row, g) * column_scale;
+        total = __builtin_fmaf(scale, part_of(packed.at(row, g), workspace.panel), total);
       }
     }
   }

@@ -1,6 +1,6 @@
-// gemm with AMX, for bf16. Packing turns a into pairs, [block of 128 k][16 rows][4 steps]. An item takes 64 columns of b,
-// 256 k at a time: they are laid into tiles (32 KiB, which stay in the L1 cache) and used for all rows of the chunk, 32 x
-// 32 results at a time; the totals rest in memory between, exactly as they are. A step of the tree is a TDPBF16PS.
+// gemm with AMX, for bf16. Packing turns a into pairs, [block of 128 k][16 rows][4 steps]. An item takes 64 columns of
+// b, 256 k at a time: they are laid into tiles (32 KiB, which stay in the L1 cache) and used for all rows of the chunk,
+// 32 x 32 results at a time; the totals rest in memory between, exactly as they are. A step of the tree is a TDPBF16PS.
 #include "cpu/amx.h"
 #include "cpu/float_environment.h"
 #include "ops/gemm/gemm.h"
@@ -19,7 +19,8 @@ GLM5_INLINE __m512i load_pairs(const bf16* even, const bf16* odd, __mmask16 even
   return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// 16 rows x 32 k from `from`, zero beyond `rows` and `depth`: x[i] has the 32 k of row i, or x[p] has pair p of all rows.
+// 16 rows x 32 k from `from`, zero beyond `rows` and `depth`: x[i] has the 32 k of row i, or x[p] has pair p of all
+// rows.
 template <bool AsPairs>
 GLM5_INLINE void load_tile(const bf16* from, i64 row_stride, i64 k_stride, i64 rows, i64 depth, __m512i (&x)[16]) {
   if (k_stride == 1) {

@@ -64,7 +64,8 @@ template <class T>
 GLM5_INLINE void store_item(const GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
   const Tensor<T, 3> out = args.out.as<T>();
   for (i64 i = 0; i < item.rows; ++i)
-    store_row(out.at(0, item.first_row + i, item.first_column), totals + i * cpu::kGemmTile, item.columns, args.accumulate);
+    store_row(out.at(0, item.first_row + i, item.first_column), totals + i * cpu::kGemmTile, item.columns,
+              args.accumulate);
 }
 
 template <class T>

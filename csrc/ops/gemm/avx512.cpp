@@ -1,6 +1,7 @@
-// gemm with AVX-512. a comes packed as rows of f32 from the AVX2 file; an item brings 128 k of 32 columns of b into the L1
-// cache as f32 (16 KiB, transposed where b's unit stride runs along k) and uses them for all its rows. bf16 follows the
-// tree of AMX, six rows at a time (an even and an odd chain for each result); f32 has one chain, twelve rows at a time.
+// gemm with AVX-512. a comes packed as rows of f32 from the AVX2 file; an item brings 128 k of 32 columns of b into the
+// L1 cache as f32 (16 KiB, transposed where b's unit stride runs along k) and uses them for all its rows. bf16 follows
+// the tree of AMX, six rows at a time (an even and an odd chain for each result); f32 has one chain, twelve rows at a
+// time.
 #include "cpu/avx512.h"
 #include "cpu/float_environment.h"
 #include "ops/gemm/gemm.h"
@@ -64,7 +65,8 @@ template <class T>
 GLM5_INLINE void store_item(const GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
   const Tensor<T, 3> out = args.out.as<T>();
   for (i64 i = 0; i < item.rows; ++i)
-    avx2::store_row(out.at(0, item.first_row + i, item.first_column), totals + i * cpu::kGemmTile, item.columns, args.accumulate);
+    avx2::store_row(out.at(0, item.first_row + i, item.first_column), totals + i * cpu::kGemmTile, item.columns,
+                    args.accumulate);
 }
 
 template <class T>

@@ -64,8 +64,9 @@ void multiply_item(const GemmArgs& args, const cpu::GemmItem& item, const cpu::G
     }
   }
   for (i64 i = 0; i < item.rows; ++i) {
+    const f32* totals = workspace.totals + i * cpu::kGemmTile;
     for (i64 j = 0; j < item.columns; ++j)
-      store(args.out, item.first_row + i, item.first_column + j, workspace.totals[i * cpu::kGemmTile + j], args.accumulate);
+      store(args.out, item.first_row + i, item.first_column + j, totals[j], args.accumulate);
   }
 }
 

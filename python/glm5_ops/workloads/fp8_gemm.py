@@ -85,7 +85,7 @@ EDGES = (
     *(Fp8GemmCase(m, n, k, b_scales) for m, n, k in _SHAPES for b_scales in ("128x128", "1x128")),
     *(Fp8GemmCase(37, 100, 400, b_scales, out="f32", strided=True) for b_scales in ("128x128", "1x128")),
     Fp8GemmCase(9, 70, 0),
-    Fp8GemmCase(20, 150, 300, transposed_scales=True),
+    Fp8GemmCase(20, 150, 304, transposed_scales=True),
     Fp8GemmCase(20, 150, 304, nan=True),
     Fp8GemmCase(300, 96, 128),
 )  # fmt: skip
