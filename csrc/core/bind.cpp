@@ -77,7 +77,8 @@ constexpr NamedType kTypes[] = {
 };
 
 bool read_attributes(nb::handle tensor, View& view) {
-  const auto dtype = nb::cast<std::string>(nb::str(tensor.attr("dtype")));
+  const nb::object dtype_object = tensor.attr("dtype");
+  const auto dtype = nb::cast<std::string>(nb::str(nb::handle(dtype_object)));
   const NamedType* known = nullptr;
   for (const NamedType& type : kTypes)
     if (dtype == type.name) known = &type;

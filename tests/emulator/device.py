@@ -106,6 +106,14 @@ def _runs(tensor: torch.Tensor) -> list[tuple[int, int]]:
     return [(o * item, length * item) for o in sorted(offsets)]
 
 
+def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
+    """Each element of memory once: of an expanded dimension only the first."""
+    for dim, (stride, count) in enumerate(zip(tensor.stride(), tensor.shape, strict=True)):
+        if stride == 0 and count > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def to_device(tensor: torch.Tensor, name: str = "a tensor", *, is_output: bool = False) -> DeviceTensor:
     """A copy of a CPU tensor in emulated memory: same shape, strides and misalignment, exact extent.
 
@@ -122,7 +130,7 @@ def to_device(tensor: torch.Tensor, name: str = "a tensor", *, is_output: bool =
         raise last_fault()
     raw = torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
     copy = raw.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), 0)
-    copy.copy_(tensor)
+    _without_repeats(copy).copy_(_without_repeats(tensor))
     if len(runs) > 1:
         call("mark", address, size, OUTSIDE)
     for offset, count in runs:

@@ -1,7 +1,7 @@
 """Kernels under the emulator, one variant at a time, clean or with a planted fault.
 
-A *door* (kernels/*.cu) is a small shared library around a launcher of csrc/. `compile_door` builds it from a copy of the
-op's folder in which text was replaced; `Lab` calls it with arrays in emulated device memory.
+A *door* (kernels/*.cu) is a small shared library around a launcher of csrc/. `compile_door` builds it from a copy of
+the op's folder in which text was replaced; `Lab` calls it with arrays in emulated device memory.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ def find_variant(op, *fields):
 
 
 def compile_door(op, variant, folder, edits=(), per_row=False):
-    """The door of `op` with only `variant`, after `edits`: (file below csrc, old text, new text), each found exactly once."""
+    """The door of `op` with only `variant`, after `edits`: (file below csrc, old text, new text), each found once."""
     folder = Path(folder)
     shutil.copytree(ROOT / "csrc" / "ops" / op, folder / "ops" / op, dirs_exist_ok=True)
     shutil.copytree(ROOT / "csrc" / "cuda", folder / "cuda", dirs_exist_ok=True)

@@ -1,7 +1,7 @@
 """Faults planted in the library's kernels, each with the check that must speak.
 
-`checks` names the checks of the emulator that are right to speak, `values` where only the result shows it. What they leave
-out: a missing __syncwarp between lanes of one warp (lanes are not told apart by the race check).
+`checks` names the checks of the emulator that are right to speak, `values` where only the result shows it. What they
+leave out: a missing __syncwarp between lanes of one warp (lanes are not told apart by the race check).
 """
 
 from dataclasses import dataclass, field

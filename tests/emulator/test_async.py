@@ -8,18 +8,27 @@ import torch
 
 from tests.emulator import device
 from tests.emulator.device import Fault
-from tests.emulator.ptx import array_on_device, run, u32
+from tests.emulator.ptx import array_on_device, run
 
 RANDOM = np.random.default_rng(4)
-SHARED = ".shared .align 1024 .b8 smem[32768];\n.shared .align 8 .b64 bar;\nmov.u32 %r1, %tid.x;\nmov.u32 %r2, smem;\nmov.u32 %r3, bar;\nld.param.u64 %rd1, [out];\n"
+SHARED = (
+    ".shared .align 1024 .b8 smem[32768];\n.shared .align 8 .b64 bar;\n"
+    "mov.u32 %r1, %tid.x;\nmov.u32 %r2, smem;\nmov.u32 %r3, bar;\n"
+    "ld.param.u64 %rd1, [out];\n"
+)
 ONE = "setp.ne.u32 %p1, %r1, 0;\n"
 INIT = (
-    ONE
-    + "@%p1 bra started;\nmbarrier.init.shared::cta.b64 [%r3], 1;\nfence.mbarrier_init.release.cluster;\nstarted:\nbar.sync 0;\n"
+    ONE + "@%p1 bra started;\nmbarrier.init.shared::cta.b64 [%r3], 1;\n"
+    "fence.mbarrier_init.release.cluster;\nstarted:\nbar.sync 0;\n"
 )
 WAIT = "again:\nmbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0;\n@!%p2 bra again;\n"
 # Thread t writes the 4-byte words t, t + blockDim, ... of the first %r10 words of shared memory to out.
-OUT = "mov.u32 %r20, %r1;\nmov.u32 %r25, %ntid.x;\ncopy:\nsetp.ge.u32 %p5, %r20, {words};\n@%p5 bra copied;\nshl.b32 %r21, %r20, 2;\nadd.u32 %r22, %r2, %r21;\nld.shared.b32 %r23, [%r22];\ncvt.u64.u32 %rd20, %r21;\nadd.u64 %rd21, %rd1, %rd20;\nst.global.b32 [%rd21], %r23;\nadd.u32 %r20, %r20, %r25;\nbra copy;\ncopied:\n"
+OUT = (
+    "mov.u32 %r20, %r1;\nmov.u32 %r25, %ntid.x;\ncopy:\nsetp.ge.u32 %p5, %r20, {words};\n"
+    "@%p5 bra copied;\nshl.b32 %r21, %r20, 2;\nadd.u32 %r22, %r2, %r21;\n"
+    "ld.shared.b32 %r23, [%r22];\ncvt.u64.u32 %rd20, %r21;\nadd.u64 %rd21, %rd1, %rd20;\n"
+    "st.global.b32 [%rd21], %r23;\nadd.u32 %r20, %r20, %r25;\nbra copy;\ncopied:\n"
+)
 
 
 def tensor_map(address, element, dimensions, strides, box, swizzle=0, steps=None):
@@ -67,7 +76,10 @@ def schedule(request):
 
 # ---- cp.async ----
 
-COPY_16 = "ld.param.u64 %rd2, [src];\nshl.b32 %r5, %r1, 4;\nadd.u32 %r6, %r2, %r5;\ncvt.u64.u32 %rd3, %r5;\nadd.u64 %rd4, %rd2, %rd3;\n"
+COPY_16 = (
+    "ld.param.u64 %rd2, [src];\nshl.b32 %r5, %r1, 4;\nadd.u32 %r6, %r2, %r5;\n"
+    "cvt.u64.u32 %rd3, %r5;\nadd.u64 %rd4, %rd2, %rd3;\n"
+)
 
 
 def test_cp_async_copies_and_fills_with_zeros(schedule):
@@ -92,7 +104,7 @@ def test_cp_async_read_before_its_wait_is_a_race(schedule):
         + "cp.async.cg.shared.global [%r6], [%rd4], 16;\ncp.async.commit_group;\n"
         + OUT.format(words=128)
     )
-    with pytest.raises(Fault, match="cp.async") as fault:
+    with pytest.raises(Fault, match=r"cp\.async") as fault:
         run(
             body,
             np.zeros(128, np.uint32),
@@ -115,8 +127,8 @@ def test_cp_async_arrives_on_an_mbarrier(schedule):
 # ---- bulk copies ----
 
 LOAD = (
-    ONE
-    + "@%p1 bra loaded;\nmbarrier.arrive.expect_tx.shared::cta.b64 _, [%r3], {bytes};\nld.param.u64 %rd2, [src];\n{copy}\nloaded:\n"
+    ONE + "@%p1 bra loaded;\nmbarrier.arrive.expect_tx.shared::cta.b64 _, [%r3], {bytes};\n"
+    "ld.param.u64 %rd2, [src];\n{copy}\nloaded:\n"
 )
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd2], {bytes}, [%r3];"
 
@@ -124,8 +136,8 @@ BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2],
 def test_bulk_load_and_store(schedule):
     source = RANDOM.integers(0, 2**32, 256, dtype=np.uint32)
     store = (
-        ONE
-        + "@%p1 bra stored;\ncp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r2], 1024;\ncp.async.bulk.commit_group;\n"
+        ONE + "@%p1 bra stored;\ncp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r2], 1024;\n"
+        "cp.async.bulk.commit_group;\n"
         "cp.async.bulk.wait_group 0;\nstored:\n"
     )
     body = SHARED + INIT + LOAD.format(bytes=1024, copy=BULK.format(bytes=1024)) + WAIT + store
@@ -168,10 +180,11 @@ def test_bulk_faults(schedule):
 
 def test_a_block_that_exits_while_its_store_reads_is_reported():
     body = (
-        SHARED
-        + "shl.b32 %r5, %r1, 2;\nadd.u32 %r6, %r2, %r5;\nst.shared.b32 [%r6], %r1;\nfence.proxy.async.shared::cta;\nbar.sync 0;\n"
+        SHARED + "shl.b32 %r5, %r1, 2;\nadd.u32 %r6, %r2, %r5;\nst.shared.b32 [%r6], %r1;\n"
+        "fence.proxy.async.shared::cta;\nbar.sync 0;\n"
         + ONE
-        + "@%p1 bra stored;\ncp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r2], 256;\ncp.async.bulk.commit_group;\nstored:\n"
+        + "@%p1 bra stored;\ncp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r2], 256;\n"
+        "cp.async.bulk.commit_group;\nstored:\n"
     )
     with device.session(0, "late"):
         assert _bulk_fault(body) == "copy"
@@ -187,10 +200,14 @@ def test_tensor_load_swizzles_and_tensor_store_undoes_it(schedule, swizzle):
     maps = [tensor_map(address_of(t), 1, [columns, rows], [208], box, swizzle) for t in (held, result)]
     bytes_ = box[0] * box[1] * 2
     for x, y in ((0, 0), (columns - 4, rows - 5), (-4, -3)):
-        load = f"cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd2, {{%r30, %r31}}], [%r3];"
+        load = (
+            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+            "[%r2], [%rd2, {%r30, %r31}], [%r3];"
+        )
         store = (
             ONE + "@%p1 bra stored;\nld.param.u64 %rd5, [dst];\n"
-            "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd5, {%r30, %r31}], [%r2];\ncp.async.bulk.commit_group;\n"
+            "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd5, {%r30, %r31}], [%r2];\n"
+            "cp.async.bulk.commit_group;\n"
             "cp.async.bulk.wait_group 0;\nstored:\n"
         )
         where = f"mov.s32 %r30, {x};\nmov.s32 %r31, {y};\n"
@@ -217,10 +234,14 @@ def test_tensor_reduction_adds(schedule, element, dtype):
     held = array_on_device(values)
     size = values.nbytes
     src = tensor_map(address_of(held), element, [16, 8], [16 * values.itemsize], [16, 8])
-    load = "mov.s32 %r30, 0;\ncp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd2, {%r30, %r30}], [%r3];"
+    load = (
+        "mov.s32 %r30, 0;\n"
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%r2], [%rd2, {%r30, %r30}], [%r3];"
+    )
     reduce = (
-        ONE
-        + "@%p1 bra stored;\ncp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%rd2, {%r30, %r30}], [%r2];\n"
+        ONE + "@%p1 bra stored;\n"
+        "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%rd2, {%r30, %r30}], [%r2];\n"
         "cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;\nstored:\n"
     )
     body = SHARED + INIT + LOAD.format(bytes=size, copy=load) + WAIT + reduce
@@ -241,8 +262,11 @@ def test_multicast_reaches_every_block_of_the_mask(schedule):
         )
     )
     load = (
-        "setp.ne.u32 %p4, %r40, 0;\nor.pred %p1, %p1, %p4;\n@%p1 bra loaded;\nld.param.u64 %rd2, [src];\nmov.b16 %rs1, 3;\nmov.s32 %r30, 0;\n"
-        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r2], [%rd2, {%r30}], [%r3], %rs1;\nloaded:\n"
+        "setp.ne.u32 %p4, %r40, 0;\nor.pred %p1, %p1, %p4;\n@%p1 bra loaded;\n"
+        "ld.param.u64 %rd2, [src];\nmov.b16 %rs1, 3;\nmov.s32 %r30, 0;\n"
+        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%r2], [%rd2, {%r30}], [%r3], %rs1;\n"
+        "loaded:\n"
     )
     end = "barrier.cluster.arrive;\nbarrier.cluster.wait;\n"
     got = run(
@@ -262,7 +286,8 @@ def test_multicast_reaches_every_block_of_the_mask(schedule):
 def test_mbarrier_state_and_test_wait():
     body = (
         SHARED + INIT.replace("[%r3], 1", "[%r3], 32") + "mbarrier.arrive.shared::cta.b64 %rd5, [%r3];\n"
-        "spin:\nmbarrier.test_wait.shared::cta.b64 %p2, [%r3], %rd5;\n@!%p2 bra spin;\nmbarrier.pending_count.b64 %r9, %rd5;\n"
+        "spin:\nmbarrier.test_wait.shared::cta.b64 %p2, [%r3], %rd5;\n@!%p2 bra spin;\n"
+        "mbarrier.pending_count.b64 %r9, %rd5;\n"
         "setp.ne.u32 %p3, %r1, 0;\n@%p3 bra end;\nst.global.u32 [%rd1], %r9;\nend:\n"
     )
     assert run(body, np.zeros(1, np.uint32), threads=32)[0] == 32
@@ -307,7 +332,9 @@ def test_ldmatrix_and_stmatrix(transposed):
         + COPY_16
         + "cp.async.cg.shared.global [%r6], [%rd4], 16;\ncp.async.commit_group;\ncp.async.wait_all;\nbar.sync 0;\n"
         f"ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%r30, %r31, %r32, %r33}}, [%r6];\n"
-        "bar.sync 0;\nadd.u32 %r7, %r6, 512;\nstmatrix.sync.aligned.m8n8.x4.shared.b16 [%r7], {%r30, %r31, %r32, %r33};\nbar.sync 0;\n"
+        "bar.sync 0;\nadd.u32 %r7, %r6, 512;\n"
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r7], {%r30, %r31, %r32, %r33};\n"
+        "bar.sync 0;\n"
         "add.u32 %r2, %r2, 512;\n" + OUT.format(words=128)
     )
     got = run(body, np.zeros(256, np.uint16), arguments=[array_on_device(values)], parameters=("u64 src",)).reshape(
@@ -357,7 +384,8 @@ def test_mma(kind):
         SHARED
         + load
         + "".join(zero.format(i) for i in range(4))
-        + f"mma.sync.aligned.m16n8k{TYPES[kind][1]}.row.col.{sum_}.{kind}.{kind}.{sum_} {{{d}}}, {{%r30, %r31, %r32, %r33}}, {{%r34, %r35}}, {{{d}}};\n"
+        + f"mma.sync.aligned.m16n8k{TYPES[kind][1]}.row.col.{sum_}.{kind}.{kind}.{sum_} "
+        f"{{{d}}}, {{%r30, %r31, %r32, %r33}}, {{%r34, %r35}}, {{{d}}};\n"
         + "add.u64 %rd1, %rd1, %rd3;\n"
         + "".join(f"st.global.{sum_} [%rd1+{128 * i}], {register}{i};\n" for i in range(4))
     )
@@ -374,24 +402,34 @@ def test_mma(kind):
 
 
 def _wgmma(kind, n, registers_a=False, f16_sums=False, edit=lambda body: body):
-    """D = A B^T + A B^T: 64 x n, operands K-major without swizzle: 8 x 16-byte cores, the two halves of k `leading` apart."""
+    """D = A B^T + A B^T, 64 x n, both K-major without swizzle: cores of 8 x 16 bytes, halves of k `leading` apart."""
     a, b, a_bits, b_bits = _operands(kind, 64, n)
-    cores = lambda bits: bits.reshape(-1, 8, 2, 16).transpose(2, 0, 1, 3).ravel()  # noqa: E731 [half][8 rows][row][16 bytes]
+
+    def cores(bits):
+        return bits.reshape(-1, 8, 2, 16).transpose(2, 0, 1, 3).ravel()
+
     source = np.concatenate([cores(a_bits), cores(b_bits)])
     words = len(source) // 4
     fill = (
-        f"ld.param.u64 %rd2, [src];\nmov.u32 %r20, %r1;\nfill:\nsetp.ge.u32 %p5, %r20, {words};\n@%p5 bra filled;\nshl.b32 %r21, %r20, 2;\n"
-        "add.u32 %r22, %r2, %r21;\ncvt.u64.u32 %rd20, %r21;\nadd.u64 %rd21, %rd2, %rd20;\nld.global.b32 %r23, [%rd21];\n"
-        "st.shared.b32 [%r22], %r23;\nadd.u32 %r20, %r20, 128;\nbra fill;\nfilled:\nfence.proxy.async.shared::cta;\nbar.sync 0;\n"
+        f"ld.param.u64 %rd2, [src];\nmov.u32 %r20, %r1;\nfill:\nsetp.ge.u32 %p5, %r20, {words};\n"
+        f"@%p5 bra filled;\nshl.b32 %r21, %r20, 2;\n"
+        "add.u32 %r22, %r2, %r21;\ncvt.u64.u32 %rd20, %r21;\nadd.u64 %rd21, %rd2, %rd20;\n"
+        "ld.global.b32 %r23, [%rd21];\n"
+        "st.shared.b32 [%r22], %r23;\nadd.u32 %r20, %r20, 128;\nbra fill;\nfilled:\n"
+        "fence.proxy.async.shared::cta;\nbar.sync 0;\n"
     )
-    descriptor = lambda to, offset, rows: (
-        f"add.u32 %r24, %r2, {offset};\nshr.u32 %r24, %r24, 4;\ncvt.u64.u32 {to}, %r24;\n"
-        f"or.b64 {to}, {to}, {(128 >> 4) << 32 | (rows * 16 >> 4) << 16};\n"
-    )  # noqa: E731
+
+    def descriptor(to, offset, rows):
+        bits = (128 >> 4) << 32 | (rows * 16 >> 4) << 16
+        start = f"add.u32 %r24, %r2, {offset};\nshr.u32 %r24, %r24, 4;\ncvt.u64.u32 {to}, %r24;\n"
+        return start + f"or.b64 {to}, {to}, {bits};\n"
+
     # A in registers: row 16 warp + lane / 4 (+ 8), bytes 4 (lane % 4), from the same cores
     a_registers = (
-        "shr.u32 %r50, %r1, 5;\nand.b32 %r51, %r1, 31;\nshl.b32 %r50, %r50, 8;\nshl.b32 %r51, %r51, 2;\nadd.u32 %r52, %r50, %r51;\nadd.u32 %r52, %r52, %r2;\n"
-        "ld.shared.b32 %r30, [%r52];\nld.shared.b32 %r31, [%r52+128];\nld.shared.b32 %r32, [%r52+1024];\nld.shared.b32 %r33, [%r52+1152];\n"
+        "shr.u32 %r50, %r1, 5;\nand.b32 %r51, %r1, 31;\nshl.b32 %r50, %r50, 8;\n"
+        "shl.b32 %r51, %r51, 2;\nadd.u32 %r52, %r50, %r51;\nadd.u32 %r52, %r52, %r2;\n"
+        "ld.shared.b32 %r30, [%r52];\nld.shared.b32 %r31, [%r52+128];\n"
+        "ld.shared.b32 %r32, [%r52+1024];\nld.shared.b32 %r33, [%r52+1152];\n"
     )
     kind_sum = "s32" if kind == "s8" else "f16" if f16_sums else "f32"
     count = n // 4 if f16_sums else n // 2
@@ -402,9 +440,11 @@ def _wgmma(kind, n, registers_a=False, f16_sums=False, edit=lambda body: body):
     if kind in ("bf16", "f16"):
         tail += ", 0" if registers_a else ", 0, 0"
     a_operand = "{%r30, %r31, %r32, %r33}" if registers_a else "%rd10"
-    one = lambda accumulate: (
-        f"wgmma.mma_async.sync.aligned.m64n{n}k{TYPES[kind][1]}.{kind_sum}.{kind}.{kind} {{{sums}}}, {a_operand}, %rd11, {accumulate}{tail};\n"
-    )  # noqa: E731
+    opcode = f"wgmma.mma_async.sync.aligned.m64n{n}k{TYPES[kind][1]}.{kind_sum}.{kind}.{kind}"
+
+    def one(accumulate):
+        return f"{opcode} {{{sums}}}, {a_operand}, %rd11, {accumulate}{tail};\n"
+
     body = (
         declare
         + SHARED
@@ -418,7 +458,10 @@ def _wgmma(kind, n, registers_a=False, f16_sums=False, edit=lambda body: body):
         + one("%p11")
         + one("%p10")
     )
-    body += "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\nmul.wide.u32 %rd3, %r1, 4;\nadd.u64 %rd1, %rd1, %rd3;\n"
+    body += (
+        "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n"
+        "mul.wide.u32 %rd3, %r1, 4;\nadd.u64 %rd1, %rd1, %rd3;\n"
+    )
     body += "".join(f"st.global.b32 [%rd1+{512 * i}], {name}{i};\n" for i in range(count))
     dtype = np.int32 if kind == "s8" else np.float16 if f16_sums else np.float32
     got = run(

@@ -12,8 +12,8 @@ namespace {
 bool may_complete(const AsyncClusterState& state, const PendingCopy& copy) {
   if (copy.kind != PendingCopy::Kind::arrival) return true;
   return std::none_of(state.pending.begin(), state.pending.end(), [&](const PendingCopy& other) {
-    return other.kind == PendingCopy::Kind::cp_async && other.site.warp == copy.site.warp && (other.lanes & copy.lanes) &&
-           other.sequence < copy.sequence;
+    return other.kind == PendingCopy::Kind::cp_async && other.site.warp == copy.site.warp &&
+           (other.lanes & copy.lanes) && other.sequence < copy.sequence;
   });
 }
 
@@ -38,7 +38,8 @@ void require_live_destination(Cluster& cluster, const PendingCopy& copy) {
     if (!warp->done()) return;
   }
   fault_at(copy.site, "cluster",
-           "a copy into the shared memory of block " + std::to_string(copy.block) + " is under way although that block has exited");
+           "a copy into the shared memory of block " + std::to_string(copy.block) +
+               " is under way although that block has exited");
 }
 
 // True once nothing is left to do.
@@ -71,7 +72,8 @@ bool advance_store(Cluster& cluster, PendingCopy& copy) {
 void advance(Cluster& cluster, size_t index) {
   AsyncClusterState& state = async_of(cluster);
   if (state.pending[index].kind == PendingCopy::Kind::store) {
-    if (advance_store(cluster, state.pending[index])) state.pending.erase(state.pending.begin() + static_cast<long>(index));
+    if (advance_store(cluster, state.pending[index]))
+      state.pending.erase(state.pending.begin() + static_cast<long>(index));
     return;
   }
   const PendingCopy copy = std::move(state.pending[index]);
@@ -82,14 +84,17 @@ void advance(Cluster& cluster, size_t index) {
       write_segments(cluster, copy, u64(cluster.shared));
       complete_bytes(cluster, copy.site, copy.barrier[0], copy.bytes, copy.view);
       break;
-    case PendingCopy::Kind::cp_async: write_segments(cluster, copy, u64(cluster.shared)); break;
+    case PendingCopy::Kind::cp_async:
+      write_segments(cluster, copy, u64(cluster.shared));
+      break;
     case PendingCopy::Kind::arrival:
       for (u32 rest = copy.lanes; rest; rest &= rest - 1) {
         const int lane = first_lane(rest);
         arrive_late(cluster, {copy.site.warp, copy.site.pc, lane}, copy.barrier[lane], copy.view);
       }
       break;
-    case PendingCopy::Kind::store: break;
+    case PendingCopy::Kind::store:
+      break;
   }
 }
 
@@ -121,7 +126,8 @@ void finish_copies(Cluster& cluster) {
   for (const PendingCopy& copy : state.pending) {
     if (copy.kind == PendingCopy::Kind::load) require_live_destination(cluster, copy);
     if (copy.kind == PendingCopy::Kind::store && !copy.has_read) {
-      fault_at(copy.site, "copy", "the block exits while a bulk store still reads its shared memory: nothing waited for it");
+      fault_at(copy.site, "copy",
+               "the block exits while a bulk store still reads its shared memory: nothing waited for it");
     }
   }
   while (!state.pending.empty()) {

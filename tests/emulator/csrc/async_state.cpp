@@ -37,11 +37,21 @@ std::string describe_agent(Cluster& cluster, u16 agent) {
   const u32 per_block = (is_group ? numbers.warpgroups : numbers.warps) / blocks;
   std::ostringstream out;
   switch (numbers.kind(agent)) {
-    case AgentKind::warp: out << "warp "; break;
-    case AgentKind::copy_in: out << "a bulk copy started by warp "; break;
-    case AgentKind::copy_out: out << "a bulk store started by warp "; break;
-    case AgentKind::cp_async: out << "a cp.async of warp "; break;
-    case AgentKind::wgmma: out << "a wgmma of warpgroup "; break;
+    case AgentKind::warp:
+      out << "warp ";
+      break;
+    case AgentKind::copy_in:
+      out << "a bulk copy started by warp ";
+      break;
+    case AgentKind::copy_out:
+      out << "a bulk store started by warp ";
+      break;
+    case AgentKind::cp_async:
+      out << "a cp.async of warp ";
+      break;
+    case AgentKind::wgmma:
+      out << "a wgmma of warpgroup ";
+      break;
   }
   out << index % per_block;
   if (blocks > 1) out << " of block " << index / per_block << " of the cluster";
@@ -52,8 +62,8 @@ void check_conflict(Warp& warp, int lane, const Conflict& conflict, const char* 
   if (!conflict) return;
   const std::string other = describe_agent(cluster_of(warp), conflict.other.agent);
   if (conflict.kind == Conflict::Kind::proxy) {
-    fault(warp, lane, "proxy", verb, " shared address ", Hex{conflict.address}, " through the async proxy, which ", other,
-          " wrote through the generic proxy without a fence.proxy.async since");
+    fault(warp, lane, "proxy", verb, " shared address ", Hex{conflict.address}, " through the async proxy, which ",
+          other, " wrote through the generic proxy without a fence.proxy.async since");
   }
   fault(warp, lane, "race", verb, " shared address ", Hex{conflict.address}, ", which ", other,
         conflict.with_write ? " wrote" : " reads", ", and nothing orders the two");

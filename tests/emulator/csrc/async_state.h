@@ -39,14 +39,14 @@ struct PendingCopy {
   u64 sequence = 0;        // cp_async and arrival: order within the cluster
   u32 group[kLanes] = {};  // of each lane (store: of site.lane)
   std::shared_ptr<const std::vector<Segment>> segments;
-  u64 to_offset = 0;       // added to the destinations: other blocks of a multicast
-  u32 fill = 0;            // of what has no source: repeated
-  u32 block = 0;           // rank of the block that is written
+  u64 to_offset = 0;  // added to the destinations: other blocks of a multicast
+  u32 fill = 0;       // of what has no source: repeated
+  u32 block = 0;      // rank of the block that is written
   // load: the barrier that counts the bytes. arrival: by lane.
   u64 barrier[kLanes] = {};
   u32 bytes = 0;
-  Clocks view;             // what is done once this is
-  bool has_read = false;   // store: the source has been read into `data`
+  Clocks view;            // what is done once this is
+  bool has_read = false;  // store: the source has been read into `data`
   std::vector<u8> data;
   void (*reduce)(u8* to, const u8* from, u32 bytes) = nullptr;  // store: instead of overwriting
 };
@@ -70,13 +70,12 @@ struct AsyncCtaState {
 };
 
 struct AsyncClusterState {
-  AsyncClusterState(AgentNumbers agents, u32 blocks)
-      : races(agents, blocks, kFirstShared + kSharedPerBlock) {}
+  AsyncClusterState(AgentNumbers agents, u32 blocks) : races(agents, blocks, kFirstShared + kSharedPerBlock) {}
   RaceCheck races;
   std::vector<PendingCopy> pending;
   u64 sequence = 0;
-  std::unordered_map<u64, Barrier> barriers;   // by host address
-  std::unordered_map<u64, Clocks> published;   // by the key of on_release
+  std::unordered_map<u64, Barrier> barriers;  // by host address
+  std::unordered_map<u64, Clocks> published;  // by the key of on_release
   OperandCache operands;
 };
 
@@ -100,7 +99,9 @@ struct AddressRow {
 
  private:
   template <class T>
-  const T* row_of(Warp& warp) const { return emulator::row<T>(warp, row); }
+  const T* row_of(Warp& warp) const {
+    return emulator::row<T>(warp, row);
+  }
 };
 
 // ---- ordering ----

@@ -57,16 +57,25 @@ template <ReduceOperation kOperation>
 Reduce of_element(TensorElement element) {
   constexpr bool kIsBitwise = kOperation >= ReduceOperation::and_;
   switch (element) {
-    case TensorElement::u32_: return reduce<kOperation, u32>;
-    case TensorElement::i32_: return reduce<kOperation, i32>;
-    case TensorElement::u64_: return reduce<kOperation, u64>;
-    case TensorElement::i64_: return reduce<kOperation, i64>;
-    case TensorElement::f16: return kIsBitwise ? nullptr : reduce<kOperation, Half>;
-    case TensorElement::bf16: return kIsBitwise ? nullptr : reduce<kOperation, Brain>;
+    case TensorElement::u32_:
+      return reduce<kOperation, u32>;
+    case TensorElement::i32_:
+      return reduce<kOperation, i32>;
+    case TensorElement::u64_:
+      return reduce<kOperation, u64>;
+    case TensorElement::i64_:
+      return reduce<kOperation, i64>;
+    case TensorElement::f16:
+      return kIsBitwise ? nullptr : reduce<kOperation, Half>;
+    case TensorElement::bf16:
+      return kIsBitwise ? nullptr : reduce<kOperation, Brain>;
     case TensorElement::f32:
-    case TensorElement::f32_ftz: return kOperation == ReduceOperation::add ? reduce<kOperation, f32> : nullptr;
-    case TensorElement::f64: return kOperation == ReduceOperation::add ? reduce<kOperation, f64> : nullptr;
-    default: return nullptr;
+    case TensorElement::f32_ftz:
+      return kOperation == ReduceOperation::add ? reduce<kOperation, f32> : nullptr;
+    case TensorElement::f64:
+      return kOperation == ReduceOperation::add ? reduce<kOperation, f64> : nullptr;
+    default:
+      return nullptr;
   }
 }
 
@@ -75,27 +84,44 @@ Reduce of_element(TensorElement element) {
 Reduce reduction_of(ReduceOperation operation, u8 element) {
   const auto type = static_cast<TensorElement>(element);
   switch (operation) {
-    case ReduceOperation::add: return of_element<ReduceOperation::add>(type);
-    case ReduceOperation::min: return of_element<ReduceOperation::min>(type);
-    case ReduceOperation::max: return of_element<ReduceOperation::max>(type);
-    case ReduceOperation::and_: return of_element<ReduceOperation::and_>(type);
-    case ReduceOperation::or_: return of_element<ReduceOperation::or_>(type);
-    case ReduceOperation::xor_: return of_element<ReduceOperation::xor_>(type);
+    case ReduceOperation::add:
+      return of_element<ReduceOperation::add>(type);
+    case ReduceOperation::min:
+      return of_element<ReduceOperation::min>(type);
+    case ReduceOperation::max:
+      return of_element<ReduceOperation::max>(type);
+    case ReduceOperation::and_:
+      return of_element<ReduceOperation::and_>(type);
+    case ReduceOperation::or_:
+      return of_element<ReduceOperation::or_>(type);
+    case ReduceOperation::xor_:
+      return of_element<ReduceOperation::xor_>(type);
   }
   return nullptr;
 }
 
 u8 tensor_element_of(Type type) {
   switch (type) {
-    case Type::u32: case Type::b32: return static_cast<u8>(TensorElement::u32_);
-    case Type::s32: return static_cast<u8>(TensorElement::i32_);
-    case Type::u64: case Type::b64: return static_cast<u8>(TensorElement::u64_);
-    case Type::s64: return static_cast<u8>(TensorElement::i64_);
-    case Type::f16: return static_cast<u8>(TensorElement::f16);
-    case Type::bf16: return static_cast<u8>(TensorElement::bf16);
-    case Type::f32: return static_cast<u8>(TensorElement::f32);
-    case Type::f64: return static_cast<u8>(TensorElement::f64);
-    default: return 0xff;
+    case Type::u32:
+    case Type::b32:
+      return static_cast<u8>(TensorElement::u32_);
+    case Type::s32:
+      return static_cast<u8>(TensorElement::i32_);
+    case Type::u64:
+    case Type::b64:
+      return static_cast<u8>(TensorElement::u64_);
+    case Type::s64:
+      return static_cast<u8>(TensorElement::i64_);
+    case Type::f16:
+      return static_cast<u8>(TensorElement::f16);
+    case Type::bf16:
+      return static_cast<u8>(TensorElement::bf16);
+    case Type::f32:
+      return static_cast<u8>(TensorElement::f32);
+    case Type::f64:
+      return static_cast<u8>(TensorElement::f64);
+    default:
+      return 0xff;
   }
 }
 

@@ -12,7 +12,8 @@ namespace {
 struct BulkForm {
   bool is_tensor = false, is_load = false, is_multicast = false, from_shared = false;
   int rank = 0;
-  AddressRow shared, global, barrier;  // global: of a tensor copy, its map. A copy from shared to shared: `global` is the source
+  AddressRow shared, global,
+      barrier;  // global: of a tensor copy, its map. A copy from shared to shared: `global` is the source
   Operand coordinates[kMaxTensorRank], bytes, blocks;
   Reduce reduce = nullptr;
   ReduceOperation operation{};
@@ -23,7 +24,8 @@ const BulkForm& form_of(const Instruction& in) { return *static_cast<const BulkF
 
 TensorMap map_at(Warp& warp, int lane, const BulkForm& form) {
   const u64 address = form.global.at(warp, lane);
-  if (address % kTensorMapAlignment) fault(warp, lane, "alignment", "a tensor map must be aligned to 64 bytes, got ", Hex{address});
+  if (address % kTensorMapAlignment)
+    fault(warp, lane, "alignment", "a tensor map must be aligned to 64 bytes, got ", Hex{address});
   if (Memory::instance().holds(address)) check_bytes(warp, lane, Access::read, address, sizeof(TensorMap));
   TensorMap map;
   std::memcpy(&map, reinterpret_cast<const void*>(address), sizeof(map));
@@ -39,7 +41,8 @@ void check_global(Warp& warp, int lane, Access access, const std::vector<Segment
   for (size_t i = 0; i < segments.size();) {
     u64 bytes = segments[i].bytes;
     size_t j = i + 1;
-    while (segments[i].from && j < segments.size() && segments[j].from == segments[i].from + bytes) bytes += segments[j++].bytes;
+    while (segments[i].from && j < segments.size() && segments[j].from == segments[i].from + bytes)
+      bytes += segments[j++].bytes;
     if (segments[i].from) check_bytes(warp, lane, access, segments[i].from, bytes);
     i = j;
   }
@@ -57,7 +60,8 @@ BulkCopy copy_of(Warp& warp, int lane, const BulkForm& form) {
   copy.shared = shared_address(warp, host);
   const u32 alignment = form.is_tensor ? 128 : 16;
   if (copy.shared % alignment) {
-    fault(warp, lane, "alignment", "a bulk copy's shared address must be aligned to ", alignment, " bytes, got ", Hex{copy.shared});
+    fault(warp, lane, "alignment", "a bulk copy's shared address must be aligned to ", alignment, " bytes, got ",
+          Hex{copy.shared});
   }
   if (form.is_tensor) {
     const TensorMap map = map_at(warp, lane, form);
@@ -71,7 +75,8 @@ BulkCopy copy_of(Warp& warp, int lane, const BulkForm& form) {
   copy.bytes = row<u32>(warp, form.bytes)[lane];
   const u64 from = form.from_shared ? form.global.host(warp, lane, Space::shared) : form.global.at(warp, lane);
   if (copy.bytes % 16 || from % 16) {
-    fault(warp, lane, "alignment", "a bulk copy of ", copy.bytes, " bytes at ", Hex{from}, ": both must be multiples of 16");
+    fault(warp, lane, "alignment", "a bulk copy of ", copy.bytes, " bytes at ", Hex{from},
+          ": both must be multiples of 16");
   }
   copy.segments.push_back({copy.shared, from, copy.bytes});
   return copy;
@@ -97,8 +102,8 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
     const u32 home = copy.shared >> kRankShift, home_barrier = shared_address(warp, barrier);
     const u32 blocks = form.is_multicast ? row<u16>(warp, form.blocks)[lane] : u32{1} << home;
     if (blocks == 0 || blocks >> cluster.ctas.size()) {
-      fault(warp, lane, "cluster", "the multicast mask ", Hex{blocks}, " names blocks that a cluster of ", cluster.ctas.size(),
-            " has not");
+      fault(warp, lane, "cluster", "the multicast mask ", Hex{blocks}, " names blocks that a cluster of ",
+            cluster.ctas.size(), " has not");
     }
     PendingCopy pending;
     pending.kind = PendingCopy::Kind::load;
@@ -113,7 +118,8 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
       if (!(blocks >> block & 1)) continue;
       const u64 offset = u64{block} - home, to_offset = form.is_multicast ? offset << kRankShift : 0;
       const u32 address = copy.shared + static_cast<u32>(to_offset);
-      const u32 signal = form.is_multicast ? (home_barrier & ((1u << kRankShift) - 1)) | block << kRankShift : home_barrier;
+      const u32 signal =
+          form.is_multicast ? (home_barrier & ((1u << kRankShift) - 1)) | block << kRankShift : home_barrier;
       pending.barrier[0] = u64(cluster.shared) + signal;
       if (pending.barrier[0] % 8) fault(warp, lane, "alignment", "an mbarrier must be aligned to 8 bytes");
       require_async_barrier(warp, lane, pending.barrier[0]);
@@ -149,7 +155,8 @@ Step run_store(Warp& warp, const Instruction& in, u32 mask) {
     pending.group[0] = mine.bulk_groups[lane].open;
     if (form.reduces) {
       pending.reduce = form.is_tensor ? reduction_of(form.operation, map_at(warp, lane, form).element) : form.reduce;
-      if (pending.reduce == nullptr) fault(warp, lane, "tensor map", "this reduction does not exist for the map's type");
+      if (pending.reduce == nullptr)
+        fault(warp, lane, "tensor map", "this reduction does not exist for the map's type");
     }
     pending.segments = std::make_shared<const std::vector<Segment>>(std::move(copy.segments));
     state.pending.push_back(std::move(pending));
@@ -194,15 +201,38 @@ Step run_nothing(Warp&, const Instruction&, u32) { return Step::next; }
 // ---- decoding ----
 
 void allow_words(Decoder& decoder) {
-  decoder.allow({"async", "bulk", "reduce", "tensor", "1d", "2d", "3d", "4d", "5d", "tile", "shared::cluster", "shared::cta",
-                 "global", "mbarrier::complete_tx::bytes", "multicast::cluster", "bulk_group", "L2::cache_hint", "add", "min",
-                 "max", "inc", "dec", "and", "or", "xor", "noftz"});
+  decoder.allow({"async",
+                 "bulk",
+                 "reduce",
+                 "tensor",
+                 "1d",
+                 "2d",
+                 "3d",
+                 "4d",
+                 "5d",
+                 "tile",
+                 "shared::cluster",
+                 "shared::cta",
+                 "global",
+                 "mbarrier::complete_tx::bytes",
+                 "multicast::cluster",
+                 "bulk_group",
+                 "L2::cache_hint",
+                 "add",
+                 "min",
+                 "max",
+                 "inc",
+                 "dec",
+                 "and",
+                 "or",
+                 "xor",
+                 "noftz"});
 }
 
 ReduceOperation operation_of(Decoder& decoder) {
   constexpr std::pair<std::string_view, ReduceOperation> kNames[] = {
-      {"add", ReduceOperation::add}, {"min", ReduceOperation::min}, {"max", ReduceOperation::max},
-      {"and", ReduceOperation::and_}, {"or", ReduceOperation::or_}, {"xor", ReduceOperation::xor_}};
+      {"add", ReduceOperation::add},  {"min", ReduceOperation::min}, {"max", ReduceOperation::max},
+      {"and", ReduceOperation::and_}, {"or", ReduceOperation::or_},  {"xor", ReduceOperation::xor_}};
   for (const auto& [name, operation] : kNames) {
     if (decoder.has(name)) return operation;
   }
@@ -225,7 +255,8 @@ void decode_bulk(Decoder& decoder, const TextInstruction& text, Instruction& in)
   const bool stores = is_store(text);
   form.is_multicast = decoder.has("multicast::cluster");
   form.from_shared = !stores && !decoder.has("global");
-  const size_t hint = decoder.has("L2::cache_hint") ? 1 : 0, needed = (stores ? 3 : 4) + (form.is_multicast ? 1 : 0) + hint;
+  const size_t hint = decoder.has("L2::cache_hint") ? 1 : 0,
+               needed = (stores ? 3 : 4) + (form.is_multicast ? 1 : 0) + hint;
   decoder.operands(needed, needed);
   form.shared = decode_address(decoder, operands[stores ? 1 : 0], Space::shared);
   form.global = decode_address(decoder, operands[stores ? 0 : 1], form.from_shared ? Space::shared : Space::global);
@@ -252,7 +283,8 @@ void decode_tensor(Decoder& decoder, const TextInstruction& text, Instruction& i
   const auto& operands = text.operands;
   const bool stores = is_store(text);
   form.is_multicast = decoder.has("multicast::cluster");
-  const size_t hint = decoder.has("L2::cache_hint") ? 1 : 0, needed = (stores ? 2 : 3) + (form.is_multicast ? 1 : 0) + hint;
+  const size_t hint = decoder.has("L2::cache_hint") ? 1 : 0,
+               needed = (stores ? 2 : 3) + (form.is_multicast ? 1 : 0) + hint;
   decoder.operands(needed, needed);
   const TextOperand& tensor = operands[stores ? 0 : 1];
   form.shared = decode_address(decoder, operands[stores ? 1 : 0], Space::shared);

@@ -30,7 +30,8 @@ Step run_cp_async(Warp& warp, const Instruction& in, u32 mask) {
     const u64 to = form.to.host(warp, lane, Space::shared), from = form.from.at(warp, lane);
     u32 source_bytes = form.has_source_bytes ? row<u32>(warp, form.source_bytes)[lane] : form.bytes;
     if (form.has_skip && (predicate(warp, form.skip) >> lane & 1)) source_bytes = 0;
-    if (source_bytes > form.bytes) fault(warp, lane, "copy", "cp.async reads ", source_bytes, " bytes to write ", form.bytes);
+    if (source_bytes > form.bytes)
+      fault(warp, lane, "copy", "cp.async reads ", source_bytes, " bytes to write ", form.bytes);
     if (to % form.bytes || (source_bytes && from % form.bytes)) {
       fault(warp, lane, "alignment", "cp.async of ", form.bytes, " bytes between ", Hex{from}, " and shared address ",
             Hex{shared_address(warp, to)}, ": both must be aligned to ", form.bytes);
@@ -75,8 +76,10 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
       return Step::blocked;
     }
     u32& known = mine.view[state.races.agents().of(AgentKind::cp_async, mine.number)];
-    if (in.detail == kAll) known = mine.cp_async;
-    else if (groups.open > in.detail) known = std::max(known, groups.clocks[groups.open - in.detail - 1]);
+    if (in.detail == kAll)
+      known = mine.cp_async;
+    else if (groups.open > in.detail)
+      known = std::max(known, groups.clocks[groups.open - in.detail - 1]);
   }
   warp.group->wait = {};
   return Step::next;
@@ -102,13 +105,15 @@ Step run_fence(Warp& warp, const Instruction& in, u32) {
 // ---- decoding ----
 
 void decode_cp_async(Decoder& decoder, const TextInstruction& text, Instruction& in) {
-  decoder.allow({"async", "ca", "cg", "shared", "shared::cta", "global", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B"});
+  decoder.allow(
+      {"async", "ca", "cg", "shared", "shared::cta", "global", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B"});
   decoder.operands(3, 5);
   CopyForm form;
   form.to = decode_address(decoder, text.operands[0], Space::shared);
   form.from = decode_address(decoder, text.operands[1], Space::global);
   form.bytes = static_cast<u32>(decoder.immediate(text.operands[2]));
-  if (form.bytes != 4 && form.bytes != 8 && form.bytes != 16) decoder.fail("cp.async copies 4, 8 or 16 bytes, not ", form.bytes);
+  if (form.bytes != 4 && form.bytes != 8 && form.bytes != 16)
+    decoder.fail("cp.async copies 4, 8 or 16 bytes, not ", form.bytes);
   if (decoder.has("cg") && form.bytes != 16) decoder.fail("cp.async.cg copies 16 bytes");
   const size_t extra = text.operands.size() - 3 - (decoder.has("L2::cache_hint") ? 1 : 0);
   if (extra == 1 && decoder.declared_type(text.operands[3]) == Type::pred) {
@@ -133,9 +138,9 @@ void decode_wait(Decoder& decoder, const TextInstruction& text, Instruction& in)
 }
 
 void decode_fence(Decoder& decoder, const TextInstruction&, Instruction& in) {
-  decoder.allow({"proxy", "async", "async.global", "async.shared::cta", "shared::cta", "shared::cluster", "global", "alias",
-                 "mbarrier_init", "release", "acquire", "acq_rel", "sc", "relaxed", "cta", "cluster", "gpu", "sys",
-                 "tensormap::generic"});
+  decoder.allow({"proxy", "async", "async.global", "async.shared::cta", "shared::cta", "shared::cluster", "global",
+                 "alias", "mbarrier_init", "release", "acquire", "acq_rel", "sc", "relaxed", "cta", "cluster", "gpu",
+                 "sys", "tensormap::generic"});
   in.execute = run_nothing;
   if (decoder.has("async") && !decoder.has("global")) in.execute = run_fence, in.detail = kProxy;
   if (decoder.has("mbarrier_init")) in.execute = run_fence, in.detail = kBarriers;

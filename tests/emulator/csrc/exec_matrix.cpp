@@ -35,7 +35,8 @@ Step run_ldmatrix(Warp& warp, const Instruction& in, u32 mask) {
   const MatrixForm& form = *static_cast<const MatrixForm*>(in.extra);
   const RowAddresses rows = row_addresses(warp, in, form, Access::read);
   u16 values[4][8][8];
-  for (int i = 0; i < 8 * form.matrices; ++i) std::memcpy(values[i / 8][i % 8], reinterpret_cast<const u8*>(rows.hosts[i]), 16);
+  for (int i = 0; i < 8 * form.matrices; ++i)
+    std::memcpy(values[i / 8][i % 8], reinterpret_cast<const u8*>(rows.hosts[i]), 16);
   for (int j = 0; j < form.matrices; ++j) {
     u32* to = row<u32>(warp, form.registers[j]);
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -103,7 +104,8 @@ void gather_fragments(Warp& warp, const MmaForm& form, u8 (*a)[kWgmmaKBytes], u8
 void load_sums(Warp& warp, const MmaForm& form, f32 (*sums)[kLanes]) {
   for (int i = 0; i < 4; ++i) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      sums[i][lane] = form.c_in_f16 ? f16_to_f32(row<u16>(warp, form.c[i / 2])[2 * lane + i % 2]) : row<f32>(warp, form.c[i])[lane];
+      sums[i][lane] =
+          form.c_in_f16 ? f16_to_f32(row<u16>(warp, form.c[i / 2])[2 * lane + i % 2]) : row<f32>(warp, form.c[i])[lane];
     }
   }
 }
@@ -194,7 +196,8 @@ template <size_t kMost>
 size_t decode_fragment(Decoder& decoder, const TextOperand& operand, Type type, bool writes, Operand (&out)[kMost]) {
   const auto parts = operand.kind == TextOperand::Kind::vector ? operand.parts : std::vector<TextOperand>{operand};
   if (parts.size() > kMost) decoder.fail("a fragment has too many registers");
-  for (size_t i = 0; i < parts.size(); ++i) out[i] = writes ? decoder.write(parts[i], type) : decoder.read(parts[i], type);
+  for (size_t i = 0; i < parts.size(); ++i)
+    out[i] = writes ? decoder.write(parts[i], type) : decoder.read(parts[i], type);
   return parts.size();
 }
 
@@ -203,7 +206,8 @@ void decode_mma(Decoder& decoder, const TextInstruction& text, Instruction& in) 
   decoder.operands(4, 4);
   size_t shape = 0;
   while (shape < text.words.size() && !text.words[shape].starts_with("m16n8k")) ++shape;
-  if (shape == text.words.size() || !decoder.has("row") || !decoder.has("col")) decoder.fail("only m16n8, row by column, is emulated");
+  if (shape == text.words.size() || !decoder.has("row") || !decoder.has("col"))
+    decoder.fail("only m16n8, row by column, is emulated");
   const size_t count = text.words.size();
   MmaForm form;
   for (const char digit : text.words[shape].substr(6)) form.k = form.k * 10 + (digit - '0');

@@ -42,8 +42,8 @@ const char* change_word(Cluster& cluster, u64 host, Barrier& barrier, Change cha
 std::string words_of(Cluster& cluster, u64 host, const char* wrong) {
   const BarrierWord word = BarrierWord::from(*reinterpret_cast<const u64*>(host));
   std::ostringstream out;
-  out << "mbarrier at shared address " << Hex{host - u64(cluster.shared)} << ": " << wrong << " (phase " << word.phase << ", "
-      << word.pending << " of " << word.expected << " arrivals and " << word.bytes << " bytes to come)";
+  out << "mbarrier at shared address " << Hex{host - u64(cluster.shared)} << ": " << wrong << " (phase " << word.phase
+      << ", " << word.pending << " of " << word.expected << " arrivals and " << word.bytes << " bytes to come)";
   return out.str();
 }
 
@@ -68,7 +68,8 @@ void complete_bytes(Cluster& cluster, const Site& site, u64 host, u32 bytes, con
   const char* wrong = change_word(cluster, host, found->second, [&](BarrierWord& word, bool& completes) {
     return word.expect(-i64{bytes}, completes);
   });
-  if (wrong) fault_at(site, "mbarrier", words_of(cluster, host, wrong) + ", when " + std::to_string(bytes) + " more bytes came");
+  if (wrong)
+    fault_at(site, "mbarrier", words_of(cluster, host, wrong) + ", when " + std::to_string(bytes) + " more bytes came");
 }
 
 void arrive_late(Cluster& cluster, const Site& site, u64 host, const Clocks& view) {
@@ -106,7 +107,8 @@ void each_barrier(Warp& warp, const BarrierForm& form, u32 mask, F f) {
     const int lane = first_lane(rest);
     const u64 host = form.address.host(warp, lane, form.space);
     if (!is_shared_host(warp, host)) fault(warp, lane, "bounds", "an mbarrier must be in shared memory");
-    if (host % 8) fault(warp, lane, "alignment", "an mbarrier must be aligned to 8 bytes, got ", Hex{shared_address(warp, host)});
+    if (host % 8)
+      fault(warp, lane, "alignment", "an mbarrier must be aligned to 8 bytes, got ", Hex{shared_address(warp, host)});
     f(lane, host);
   }
 }
@@ -174,8 +176,8 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
     check_bytes(warp, lane, Access::atomic, host, 8);
     const Barrier& barrier = barrier_at(warp, lane, host);
     const BarrierWord word = BarrierWord::from(*reinterpret_cast<const u64*>(host));
-    const u32 parity = form.is_parity ? row<u32>(warp, form.parity)[lane]
-                                      : BarrierWord::from(row<u64>(warp, form.state)[lane]).phase;
+    const u32 parity =
+        form.is_parity ? row<u32>(warp, form.parity)[lane] : BarrierWord::from(row<u64>(warp, form.state)[lane]).phase;
     if (form.is_parity && parity > 1) fault(warp, lane, "mbarrier", "a phase parity is 0 or 1, got ", parity);
     if (word.has_passed(parity)) {
       done |= u32{1} << lane;
@@ -239,9 +241,10 @@ Step run_late_arrive(Warp& warp, const Instruction& in, u32 mask) {
 // ---- decoding ----
 
 void allow_scopes(Decoder& decoder) {
-  decoder.allow({"shared", "shared::cta", "shared::cluster", "init", "inval", "arrive", "arrive_drop", "expect_tx", "complete_tx",
-                 "test_wait", "try_wait", "parity", "pending_count", "release", "acquire", "relaxed", "cta", "cluster",
-                 "noComplete", "mbarrier", "noinc", "async"});
+  decoder.allow({"shared",        "shared::cta", "shared::cluster", "init",      "inval",    "arrive",
+                 "arrive_drop",   "expect_tx",   "complete_tx",     "test_wait", "try_wait", "parity",
+                 "pending_count", "release",     "acquire",         "relaxed",   "cta",      "cluster",
+                 "noComplete",    "mbarrier",    "noinc",           "async"});
 }
 
 BarrierForm form_at(Decoder& decoder, const TextOperand& address) {

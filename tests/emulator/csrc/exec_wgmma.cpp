@@ -1,8 +1,8 @@
 // wgmma.*: decoding and execution. PTX ISA 9.7.15.
 //
-// Each warp multiplies its own 16 rows when it issues the instruction; completion belongs to the warpgroup: nobody's wait
-// returns before all four warps have issued. Operands in shared memory are hashed at each issue and once more when the first
-// warp learns of the completion: they must not have changed in between.
+// Each warp multiplies its own 16 rows when it issues the instruction; completion belongs to the warpgroup: nobody's
+// wait returns before all four warps have issued. Operands in shared memory are hashed at each issue and once more when
+// the first warp learns of the completion: they must not have changed in between.
 #include <algorithm>
 
 #include "async_decode.h"
@@ -54,7 +54,8 @@ void check_operand(Warp& warp, const char* name, const std::vector<u32>& address
   const AsyncWarpState& mine = async_of(warp);
   const u32 groups_per_block = static_cast<u32>(warp.cta->async->warpgroups.size());
   const u32 group = warp.cta->rank * groups_per_block + static_cast<u32>(warp.index) / 4;
-  const Accessor who{state.races.agents().of(AgentKind::wgmma, group), clock, &mine.view, static_cast<int>(mine.number)};
+  const Accessor who{state.races.agents().of(AgentKind::wgmma, group), clock, &mine.view,
+                     static_cast<int>(mine.number)};
   const u64 host = u64(block_shared(warp));
   for (size_t i = 0; i < addresses.size();) {
     u32 bytes = 16;
@@ -82,8 +83,8 @@ u64 hash_sums(Warp& warp, const WgmmaForm& form) {
   return hash.value();
 }
 
-// wgmma.fence must stand between other uses of the accumulators and the first wgmma; wgmma that follow one another on the
-// same accumulators need none. What cannot be seen here: a register that was only read in between.
+// wgmma.fence must stand between other uses of the accumulators and the first wgmma; wgmma that follow one another on
+// the same accumulators need none. What cannot be seen here: a register that was only read in between.
 void check_fence(Warp& warp, const WgmmaForm& form) {
   WgmmaWarp& mine = async_of(warp).wgmma;
   const auto found = mine.accumulators.find(form.sums[0].offset);
@@ -108,8 +109,8 @@ WgmmaInFlight& enter(Warp& warp, const WgmmaForm& form, u64 a, u64 b) {
     op.b = b;
     op.pc = warp.group->pc;
   } else if (op.form != &form || op.b != b || (!form.a_in_registers && op.a != a)) {
-    fault(warp, -1, "wgmma", "the warps of a warpgroup issue different wgmma, or with different descriptors: ", Hex{b}, " and ",
-          Hex{op.b}, " for B");
+    fault(warp, -1, "wgmma", "the warps of a warpgroup issue different wgmma, or with different descriptors: ", Hex{b},
+          " and ", Hex{op.b}, " for B");
   }
   return op;
 }
@@ -149,7 +150,8 @@ void rows_from_registers(Warp& warp, const WgmmaForm& form, u8* rows) {
   for (int i = 0; i < 4; ++i) {
     const u8* values = row<u8>(warp, form.a_registers[i]);
     for (int lane = 0; lane < kLanes; ++lane) {
-      __builtin_memcpy(rows + (lane / 4 + 8 * (i % 2)) * kWgmmaKBytes + 16 * (i / 2) + 4 * (lane % 4), values + 4 * lane, 4);
+      __builtin_memcpy(rows + (lane / 4 + 8 * (i % 2)) * kWgmmaKBytes + 16 * (i / 2) + 4 * (lane % 4),
+                       values + 4 * lane, 4);
     }
   }
 }
@@ -176,7 +178,8 @@ const f32* gather_b(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 nu
   } else {
     check_writers(warp, op);
     if (b.hash != op.b_hash) {
-      fault(warp, -1, "operands", "operand B of a wgmma changed while the instruction was under way: another warp of the "
+      fault(warp, -1, "operands",
+            "operand B of a wgmma changed while the instruction was under way: another warp of the "
             "warpgroup has issued it with other contents");
     }
   }
@@ -201,7 +204,8 @@ Step run_multiply(Warp& warp, const Instruction& in, u32 mask) {
   gather_a(warp, form, op, number, a_rows);
   const f32* packed_b = gather_b(warp, form, op, number);
   const u32 accumulate = predicate(warp, form.accumulate);
-  if (accumulate != 0 && accumulate != kAllLanes) fault(warp, -1, "wgmma", "scale-d differs between the lanes of a warp");
+  if (accumulate != 0 && accumulate != kAllLanes)
+    fault(warp, -1, "wgmma", "scale-d differs between the lanes of a warp");
   multiply(warp, form, a_rows, packed_b, accumulate != 0);
   op.warps |= u32{1} << warp.index % 4;
   op.views[warp.index % 4] = async_of(warp).view;
@@ -229,8 +233,10 @@ Step run_commit(Warp& warp, const Instruction&, u32 mask) {
 void check_unchanged(Warp& warp, const WgmmaInFlight& op) {
   thread_local Gathered now;
   const auto complain = [&](const char* name) {
-    fault_at({&warp, op.pc, 0}, "operands", std::string("operand ") + name + " of this wgmma changed while it was under way: "
-             "its shared memory was written before the wgmma was known to be complete");
+    fault_at({&warp, op.pc, 0}, "operands",
+             std::string("operand ") + name +
+                 " of this wgmma changed while it was under way: "
+                 "its shared memory was written before the wgmma was known to be complete");
   };
   gather(block_shared(warp), op.b, op.form->b_is_mn_major, 0, op.form->n, now);
   if (now.hash != op.b_hash) complain("B");
@@ -252,7 +258,8 @@ void complete(Warp& warp, u32 target) {
   }
   AsyncWarpState& mine = async_of(warp);
   join(mine.view, group.completed_view);
-  const u32 index = warp.cta->rank * static_cast<u32>(warp.cta->async->warpgroups.size()) + static_cast<u32>(warp.index) / 4;
+  const u32 index =
+      warp.cta->rank * static_cast<u32>(warp.cta->async->warpgroups.size()) + static_cast<u32>(warp.index) / 4;
   u32& known = mine.view[async_of(cluster_of(warp)).races.agents().of(AgentKind::wgmma, index)];
   known = std::max(known, target);
 }
@@ -283,8 +290,9 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
 
 MatrixElement element_named(Decoder& decoder, std::string_view word) {
   constexpr std::pair<std::string_view, MatrixElement> kNames[] = {
-      {"f16", MatrixElement::f16}, {"bf16", MatrixElement::bf16}, {"tf32", MatrixElement::tf32}, {"e4m3", MatrixElement::e4m3},
-      {"e5m2", MatrixElement::e5m2}, {"s8", MatrixElement::s8}, {"u8", MatrixElement::u8_}};
+      {"f16", MatrixElement::f16},   {"bf16", MatrixElement::bf16}, {"tf32", MatrixElement::tf32},
+      {"e4m3", MatrixElement::e4m3}, {"e5m2", MatrixElement::e5m2}, {"s8", MatrixElement::s8},
+      {"u8", MatrixElement::u8_}};
   for (const auto& [name, element] : kNames) {
     if (name == word) return element;
   }
@@ -306,7 +314,8 @@ void decode_types(Decoder& decoder, const TextInstruction& text, WgmmaForm& form
   form.b_element = element_named(decoder, text.words[at + 3]);
   form.is_integer = is_integer(form.a_element);
   form.sums_in_f16 = sum == "f16";
-  if (form.is_integer ? sum != "s32" : sum != "f32" && sum != "f16") decoder.fail("accumulators of type .", sum, " do not exist");
+  if (form.is_integer ? sum != "s32" : sum != "f32" && sum != "f16")
+    decoder.fail("accumulators of type .", sum, " do not exist");
   const std::string shape = "k" + std::to_string(k_of(form.a_element));
   if (!text.words[at].ends_with(shape)) decoder.fail("this type takes .", shape);
 }
@@ -320,12 +329,14 @@ void decode_multiply(Decoder& decoder, const TextInstruction& text, Instruction&
   form.saturates = decoder.has("satfinite");
   const Type sum = form.is_integer ? Type::s32 : form.sums_in_f16 ? Type::b32 : Type::f32;
   const size_t needed = static_cast<size_t>(form.n) / (form.sums_in_f16 ? 4 : 2);
-  if (operands[0].parts.size() != needed) decoder.fail("expected ", needed, " accumulators, got ", operands[0].parts.size());
+  if (operands[0].parts.size() != needed)
+    decoder.fail("expected ", needed, " accumulators, got ", operands[0].parts.size());
   for (const TextOperand& part : operands[0].parts) form.sums.push_back(decoder.write(part, sum));
   form.a_in_registers = operands[1].kind == TextOperand::Kind::vector;
   if (form.a_in_registers) {
     if (operands[1].parts.size() != 4) decoder.fail("A in registers takes 4 of them");
-    for (int i = 0; i < 4; ++i) form.a_registers[i] = decoder.read(operands[1].parts[static_cast<size_t>(i)], Type::b32);
+    for (int i = 0; i < 4; ++i)
+      form.a_registers[i] = decoder.read(operands[1].parts[static_cast<size_t>(i)], Type::b32);
   } else {
     form.a = decoder.read(operands[1], Type::b64);
   }

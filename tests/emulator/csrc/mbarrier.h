@@ -1,5 +1,5 @@
-// The mbarrier: a 64-bit word in shared memory. Bits 0-19 pending arrivals, 20-39 arrivals that a phase expects, 40-60 the
-// transaction count (signed), 62 set while the word is a barrier, 63 the phase bit.
+// The mbarrier: a 64-bit word in shared memory. Bits 0-19 pending arrivals, 20-39 arrivals that a phase expects, 40-60
+// the transaction count (signed), 62 set while the word is a barrier, 63 the phase bit.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier
 #pragma once
 

@@ -79,8 +79,8 @@ void RaceCheck::fence(u32 warp, ProxyFence fence, const Clocks& view) {
   fence_views_[warp] = view;
 }
 
-// Whether a generic write reached the async proxy: by a fence of its writer that the reader knows to be done, or by one of
-// the reader after it knew of the write.
+// Whether a generic write reached the async proxy: by a fence of its writer that the reader knows to be done, or by one
+// of the reader after it knew of the write.
 bool RaceCheck::is_fenced(const Cell& cell, const Accessor& who) {
   const AgentKind kind = agents_.kind(cell.write_agent);
   if (kind != AgentKind::warp && kind != AgentKind::cp_async) return true;
@@ -90,7 +90,8 @@ bool RaceCheck::is_fenced(const Cell& cell, const Accessor& who) {
   const auto covers = [&](const ProxyFence& fence) {
     return (kind == AgentKind::warp ? fence.own : fence.copies) >= cell.write_clock;
   };
-  const auto first = std::partition_point(fences.begin(), fences.end(), [&](const ProxyFence& f) { return !covers(f); });
+  const auto first =
+      std::partition_point(fences.begin(), fences.end(), [&](const ProxyFence& f) { return !covers(f); });
   if (first != fences.end() && first->own <= known) return true;
   const Clocks& view = fence_views_[who.proxy_reader];
   return cell.write_agent < view.size() && view[cell.write_agent] >= cell.write_clock;
@@ -140,7 +141,8 @@ Conflict RaceCheck::read_cell(Cell& cell, const Accessor& who) {
 
 Conflict RaceCheck::write_cell(Cell& cell, const Accessor& who) {
   const Clocks& view = *who.view;
-  if (cell.write_clock > view[cell.write_agent]) return {Conflict::Kind::race, true, {cell.write_agent, cell.write_clock}};
+  if (cell.write_clock > view[cell.write_agent])
+    return {Conflict::Kind::race, true, {cell.write_agent, cell.write_clock}};
   if (cell.readers) {
     const Clocks& all = readers_[cell.readers - 1];
     u32 late = 0;

@@ -1,9 +1,9 @@
 // Races in shared memory by happens-before, and generic writes that the async proxy reads without a proxy fence.
 //
-// Every agent that touches the shared memory of a cluster has a clock: each warp; a warp's bulk copies into shared memory, its
-// bulk copies out of it and its cp.async; and each warpgroup's wgmma. A view says how far each agent's work is known to be
-// done. An access is a race where the last conflicting one is not in the view of who makes it. Lanes of a warp are not told
-// apart.
+// Every agent that touches the shared memory of a cluster has a clock: each warp; a warp's bulk copies into shared
+// memory, its bulk copies out of it and its cp.async; and each warpgroup's wgmma. A view says how far each agent's work
+// is known to be done. An access is a race where the last conflicting one is not in the view of who makes it. Lanes of
+// a warp are not told apart.
 #pragma once
 
 #include <array>
@@ -29,7 +29,9 @@ enum class AgentKind : int { warp, copy_in, copy_out, cp_async, wgmma };
 struct AgentNumbers {
   u32 warps = 0, warpgroups = 0;
   u16 of(AgentKind kind, u32 index) const { return static_cast<u16>(static_cast<u32>(kind) * warps + index); }
-  AgentKind kind(u16 agent) const { return agent >= 4 * warps ? AgentKind::wgmma : static_cast<AgentKind>(agent / warps); }
+  AgentKind kind(u16 agent) const {
+    return agent >= 4 * warps ? AgentKind::wgmma : static_cast<AgentKind>(agent / warps);
+  }
   u32 index(u16 agent) const { return agent >= 4 * warps ? agent - 4 * warps : agent % warps; }
   u32 count() const { return 4 * warps + warpgroups; }
 };
@@ -87,8 +89,8 @@ class RaceCheck {
 
   AgentNumbers agents_;
   u32 chunks_per_block_;
-  std::vector<Cell> cells_;   // of 16 bytes
-  std::vector<u32> splits_;   // index + 1 of four cells of 4 bytes
+  std::vector<Cell> cells_;  // of 16 bytes
+  std::vector<u32> splits_;  // index + 1 of four cells of 4 bytes
   std::deque<std::array<Cell, 4>> fours_;
   std::deque<Clocks> readers_;  // 1-based by Cell::readers
   std::vector<u32> free_readers_;

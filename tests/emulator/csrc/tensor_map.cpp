@@ -24,7 +24,8 @@ std::string broken_layout_rule(const TensorMapRequest& request) {
   if (request.element < 0 || request.element >= kElementKinds) return sentence("unknown data type ", request.element);
   if (request.rank < 1 || request.rank > kMaxTensorRank) return sentence("rank must be 1 to 5, got ", request.rank);
   if (request.interleave != CU_TENSOR_MAP_INTERLEAVE_NONE) return "interleaved layouts are not emulated";
-  if (request.swizzle < 0 || request.swizzle > CU_TENSOR_MAP_SWIZZLE_128B) return sentence("unknown swizzle ", request.swizzle);
+  if (request.swizzle < 0 || request.swizzle > CU_TENSOR_MAP_SWIZZLE_128B)
+    return sentence("unknown swizzle ", request.swizzle);
   if (request.address % 16) return "the tensor must start at a multiple of 16 bytes";
   const bool is_integer = request.element < static_cast<int>(TensorElement::f16);
   if (request.fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA && is_integer) {
@@ -38,7 +39,8 @@ std::string broken_size_rule(const TensorMapRequest& request) {
     if (request.dimensions[d] == 0 || request.dimensions[d] > u64{1} << 32) {
       return sentence("dimension ", d, " must be 1 to 2^32, got ", request.dimensions[d]);
     }
-    if (request.box[d] == 0 || request.box[d] > 256) return sentence("box ", d, " must be 1 to 256, got ", request.box[d]);
+    if (request.box[d] == 0 || request.box[d] > 256)
+      return sentence("box ", d, " must be 1 to 256, got ", request.box[d]);
     if (request.steps[d] == 0 || request.steps[d] > 8) {
       return sentence("element stride ", d, " must be 1 to 8, got ", request.steps[d]);
     }
@@ -174,7 +176,8 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
                                 const cuuint32_t* steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill fill) {
   using namespace glm5;
-  if (map == nullptr || dimensions == nullptr || box == nullptr || steps == nullptr || (rank > 1 && strides == nullptr)) {
+  if (map == nullptr || dimensions == nullptr || box == nullptr || steps == nullptr ||
+      (rank > 1 && strides == nullptr)) {
     last_refusal = "a pointer is null";
     return CUDA_ERROR_INVALID_VALUE;
   }
@@ -182,12 +185,18 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
   for (cuuint32_t d = 0; d < rank && d < 5; ++d) wide_dimensions[d] = dimensions[d];
   for (cuuint32_t d = 0; d + 1 < rank && d < 4; ++d) wide_strides[d] = strides[d];
   emulator::TensorMap fields;
-  last_refusal = emulator::encode_tensor_map(
-      {.element = static_cast<int>(type), .rank = static_cast<int>(rank), .interleave = static_cast<int>(interleave),
-       .swizzle = static_cast<int>(swizzle), .fill = static_cast<int>(fill), .map = reinterpret_cast<u64>(map),
-       .address = reinterpret_cast<u64>(address), .dimensions = wide_dimensions, .strides = wide_strides, .box = box,
-       .steps = steps},
-      fields);
+  last_refusal = emulator::encode_tensor_map({.element = static_cast<int>(type),
+                                              .rank = static_cast<int>(rank),
+                                              .interleave = static_cast<int>(interleave),
+                                              .swizzle = static_cast<int>(swizzle),
+                                              .fill = static_cast<int>(fill),
+                                              .map = reinterpret_cast<u64>(map),
+                                              .address = reinterpret_cast<u64>(address),
+                                              .dimensions = wide_dimensions,
+                                              .strides = wide_strides,
+                                              .box = box,
+                                              .steps = steps},
+                                             fields);
   if (!last_refusal.empty()) return CUDA_ERROR_INVALID_VALUE;
   std::memset(map, 0, sizeof(*map));
   std::memcpy(map, &fields, sizeof(fields));

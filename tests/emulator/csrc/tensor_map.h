@@ -19,10 +19,10 @@ struct TensorMap {
   u32 magic;
   u8 rank, swizzle, element, fills_nan;
   u64 address;
-  u32 last[kMaxTensorRank];         // dimension - 1: a dimension may be 2^32
-  u64 stride[kMaxTensorRank - 1];   // in bytes, of dimensions 1 and up
+  u32 last[kMaxTensorRank];        // dimension - 1: a dimension may be 2^32
+  u64 stride[kMaxTensorRank - 1];  // in bytes, of dimensions 1 and up
   u16 box[kMaxTensorRank];
-  u8 step[kMaxTensorRank];          // element strides
+  u8 step[kMaxTensorRank];  // element strides
 
   i64 dimension(int d) const { return i64{last[d]} + 1; }
   i64 stride_of(int d) const { return d == 0 ? element_bytes() : static_cast<i64>(stride[d - 1]); }
@@ -49,8 +49,8 @@ struct Segment {
   u32 bytes;
 };
 
-// The box at the coordinates, as pieces of at most 16 bytes where swizzled. to: shared addresses as the swizzle sees them,
-// starting at `shared`; from: global addresses. A store has the same pieces, the other way round.
+// The box at the coordinates, as pieces of at most 16 bytes where swizzled. to: shared addresses as the swizzle sees
+// them, starting at `shared`; from: global addresses. A store has the same pieces, the other way round.
 std::vector<Segment> box_segments(const TensorMap& map, const i64* coordinates, u64 shared);
 
 }  // namespace glm5::emulator

@@ -102,15 +102,20 @@ __m256i widen_8(MatrixElement element, const u8* from) {
   const auto load_8 = [&] { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)); };
   const auto load_16 = [&] { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
   switch (element) {
-    case MatrixElement::f16: return _mm256_castps_si256(_mm256_cvtph_ps(load_16()));
-    case MatrixElement::bf16: return _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16()), 16);
+    case MatrixElement::f16:
+      return _mm256_castps_si256(_mm256_cvtph_ps(load_16()));
+    case MatrixElement::bf16:
+      return _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16()), 16);
     case MatrixElement::tf32:
       return _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), _mm256_set1_epi32(~0x1fff));
     case MatrixElement::e5m2:  // the upper byte of an f16
       return _mm256_castps_si256(_mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(load_8()), 8)));
-    case MatrixElement::s8: return _mm256_cvtepi8_epi32(load_8());
-    case MatrixElement::u8_: return _mm256_cvtepu8_epi32(load_8());
-    case MatrixElement::e4m3: break;
+    case MatrixElement::s8:
+      return _mm256_cvtepi8_epi32(load_8());
+    case MatrixElement::u8_:
+      return _mm256_cvtepu8_epi32(load_8());
+    case MatrixElement::e4m3:
+      break;
   }
   // e4m3: exponent and mantissa moved to f32's place are off by 2^120, subnormals included; 0x7f is the only NaN.
   const __m256i wide = _mm256_cvtepu8_epi32(load_8());
@@ -200,13 +205,15 @@ void multiply_f32(const f32* a, const f32* b, int k_count, int n, f32* const* re
   }
 }
 
-void multiply_i32(const f32* a, const f32* b, int k_count, int n, i32* const* registers, bool accumulate, bool saturate) {
+void multiply_i32(const f32* a, const f32* b, int k_count, int n, i32* const* registers, bool accumulate,
+                  bool saturate) {
   const auto bits = [](f32 value) { return i64{__builtin_bit_cast(i32, value)}; };
   for (int i = 0; i < n / 2; ++i) {
     const f32* columns = b + static_cast<size_t>(i / 4 * 2 + i % 2) * 4 * k_count;
     for (int lane = 0; lane < 32; ++lane) {
       i64 sum = accumulate ? registers[i][lane] : 0;
-      for (int k = 0; k < k_count; ++k) sum += bits(a[64 * k + 32 * (i / 2 % 2) + lane]) * bits(columns[4 * k + lane % 4]);
+      for (int k = 0; k < k_count; ++k)
+        sum += bits(a[64 * k + 32 * (i / 2 % 2) + lane]) * bits(columns[4 * k + lane % 4]);
       if (saturate) sum = std::clamp<i64>(sum, INT32_MIN, INT32_MAX);
       registers[i][lane] = static_cast<i32>(sum);
     }

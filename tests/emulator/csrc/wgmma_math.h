@@ -1,7 +1,8 @@
 // wgmma's operands in shared memory and its arithmetic, on plain memory: no warps, no checks.
 //
 // One instruction takes 32 bytes of k from each row of both operands: 8 tf32, 16 f16 or bf16, 32 e4m3, e5m2, s8 or u8.
-// Products are exact in f32 and are added in ascending k by fused multiply-adds; hardware keeps fewer bits for 8-bit types.
+// Products are exact in f32 and are added in ascending k by fused multiply-adds; hardware keeps fewer bits for 8-bit
+// types.
 #pragma once
 
 #include <memory>
@@ -27,8 +28,8 @@ struct MatrixDescriptor {
 };
 MatrixDescriptor decode_descriptor(u64 bits);
 
-// The 16-byte chunks of rows [first, first + rows), first a multiple of 8: chunk i of the list is, K-major, half i % 2 of row
-// first + i / 2; MN-major (16-bit types), 8 rows from first + 8 (i % (rows / 8)) at k = i / (rows / 8).
+// The 16-byte chunks of rows [first, first + rows), first a multiple of 8: chunk i of the list is, K-major, half i % 2
+// of row first + i / 2; MN-major (16-bit types), 8 rows from first + 8 (i % (rows / 8)) at k = i / (rows / 8).
 // Addresses are shared addresses relative to the block, below 2^18.
 std::vector<u32> chunk_addresses(const MatrixDescriptor& descriptor, bool mn_major, int first, int rows);
 

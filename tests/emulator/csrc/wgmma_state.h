@@ -14,28 +14,28 @@ namespace glm5::emulator {
 struct WgmmaForm;
 
 struct WgmmaWarp {
-  u32 issued = 0;              // wgmma so far
-  std::deque<u32> commits;     // `issued` at each commit that has not been waited for
-  bool is_fenced = false;      // by wgmma.fence, since the last wait for all
+  u32 issued = 0;                             // wgmma so far
+  std::deque<u32> commits;                    // `issued` at each commit that has not been waited for
+  bool is_fenced = false;                     // by wgmma.fence, since the last wait for all
   std::unordered_map<u32, u64> accumulators;  // first register of D -> hash of D after the last wgmma since then
 };
 
 // One wgmma of the warpgroup, from its first warp's issue to the first warp that knows it is complete.
 struct WgmmaInFlight {
   const WgmmaForm* form = nullptr;
-  u64 a = 0, b = 0;            // descriptors
-  u32 warps = 0;               // mask of those that have issued it
+  u64 a = 0, b = 0;  // descriptors
+  u32 warps = 0;     // mask of those that have issued it
   u64 b_hash = 0, a_hash[4] = {};
   u32 pc = 0;
   std::vector<Epoch> b_writers;
-  Clocks views[4];             // of each warp at its issue
+  Clocks views[4];  // of each warp at its issue
 };
 
 struct Warpgroup {
-  u32 first = 1;               // number of in_flight.front()
+  u32 first = 1;  // number of in_flight.front()
   std::deque<WgmmaInFlight> in_flight;
-  u32 completed = 0;           // wgmma known to be complete
-  Clocks completed_view;       // what their warps had done before issuing them
+  u32 completed = 0;      // wgmma known to be complete
+  Clocks completed_view;  // what their warps had done before issuing them
   u32 issued[4] = {};
 };
 

@@ -1,5 +1,5 @@
-// fp8_gemm for tests of the emulator: one variant, with as many multiprocessors as the test likes. Includes the launcher's own
-// file, or a copy with a planted fault, whatever the include path finds first.
+// fp8_gemm for tests of the emulator: one variant, with as many multiprocessors as the test likes. Includes the
+// launcher's own file, or a copy with a planted fault, whatever the include path finds first.
 #include "ops/fp8_gemm/sm90.cu"
 
 #include <exception>

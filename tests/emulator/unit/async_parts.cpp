@@ -1,5 +1,5 @@
-// The parts of the asynchronous instructions that need no warps: the arithmetic of wgmma, mbarriers, tensor maps and boxes,
-// the race check. Prints what is wrong; the exit status counts it.
+// The parts of the asynchronous instructions that need no warps: the arithmetic of wgmma, mbarriers, tensor maps and
+// boxes, the race check. Prints what is wrong; the exit status counts it.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -36,18 +36,24 @@ double value_of(MatrixElement element, u32 bits) {
     return sign * std::ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits);
   };
   switch (element) {
-    case MatrixElement::e4m3: return (bits & 0x7f) == 0x7f ? NAN : small(4, 3);
-    case MatrixElement::e5m2: return (bits & 0x7f) > 0x7c ? NAN : (bits & 0x7f) == 0x7c ? (bits & 0x80 ? -INFINITY : INFINITY) : small(5, 2);
-    case MatrixElement::f16: return small(5, 10);
-    case MatrixElement::bf16: return small(8, 7);
+    case MatrixElement::e4m3:
+      return (bits & 0x7f) == 0x7f ? NAN : small(4, 3);
+    case MatrixElement::e5m2:
+      return (bits & 0x7f) > 0x7c ? NAN : (bits & 0x7f) == 0x7c ? (bits & 0x80 ? -INFINITY : INFINITY) : small(5, 2);
+    case MatrixElement::f16:
+      return small(5, 10);
+    case MatrixElement::bf16:
+      return small(8, 7);
     case MatrixElement::tf32: {
       float wide;
       const u32 kept = bits & ~0x1fffu;
       std::memcpy(&wide, &kept, 4);
       return wide;
     }
-    case MatrixElement::s8: return static_cast<i8>(bits);
-    case MatrixElement::u8_: return bits;
+    case MatrixElement::s8:
+      return static_cast<i8>(bits);
+    case MatrixElement::u8_:
+      return bits;
   }
   return 0;
 }
@@ -88,12 +94,13 @@ void test_multiply(MatrixElement element, int n) {
         sum = std::fma(static_cast<f32>(value_of(element, element_at(a_rows, row, k, size))),
                        static_cast<f32>(value_of(element, element_at(b_rows, column, k, size))), sum);
       }
-      const f32 found = is_integer(element) ? static_cast<f32>(__builtin_bit_cast(i32, registers[i][lane])) : registers[i][lane];
+      const f32 found =
+          is_integer(element) ? static_cast<f32>(__builtin_bit_cast(i32, registers[i][lane])) : registers[i][lane];
       wrong += !(sum == found);
     }
   }
-  expect(wrong == 0, "multiply of element " + std::to_string(static_cast<int>(element)) + ", n " + std::to_string(n) + ": " +
-                         std::to_string(wrong) + " wrong");
+  expect(wrong == 0, "multiply of element " + std::to_string(static_cast<int>(element)) + ", n " + std::to_string(n) +
+                         ": " + std::to_string(wrong) + " wrong");
 }
 
 void test_small_floats() {
@@ -104,7 +111,8 @@ void test_small_floats() {
       std::vector<f32> b;
       pack_b(element, 8, rows.data(), b);
       const double expected = value_of(element, bits);
-      expect(std::isnan(expected) ? std::isnan(b[0]) : b[0] == expected, "byte " + std::to_string(bits) + " is decoded wrongly");
+      expect(std::isnan(expected) ? std::isnan(b[0]) : b[0] == expected,
+             "byte " + std::to_string(bits) + " is decoded wrongly");
     }
   }
 }
@@ -143,8 +151,17 @@ void test_barrier() {
 struct Request {
   u64 dimensions[5] = {100, 50, 7}, strides[4] = {128, 8192};
   u32 box[5] = {32, 8, 2}, steps[5] = {1, 1, 1};
-  TensorMapRequest request{.element = 9, .rank = 3, .interleave = 0, .swizzle = 2, .fill = 0, .map = 64, .address = 4096,
-                           .dimensions = dimensions, .strides = strides, .box = box, .steps = steps};
+  TensorMapRequest request{.element = 9,
+                           .rank = 3,
+                           .interleave = 0,
+                           .swizzle = 2,
+                           .fill = 0,
+                           .map = 64,
+                           .address = 4096,
+                           .dimensions = dimensions,
+                           .strides = strides,
+                           .box = box,
+                           .steps = steps};
   std::string refusal() const {
     TensorMap map;
     return encode_tensor_map(request, map);
@@ -201,7 +218,8 @@ void test_box(i64 x, i64 y, i64 z, int swizzle, u32 step) {
       }
     }
   }
-  expect(wrong == 0, "a box at " + std::to_string(x) + ", " + std::to_string(y) + ": " + std::to_string(wrong) + " wrong elements");
+  expect(wrong == 0,
+         "a box at " + std::to_string(x) + ", " + std::to_string(y) + ": " + std::to_string(wrong) + " wrong elements");
 }
 
 // ---- races ----
@@ -213,7 +231,9 @@ struct Actors {
   Actors() {
     for (int i = 0; i < 4; ++i) views[i].assign(numbers.count(), 0), views[i][static_cast<size_t>(i)] = 1;
   }
-  Accessor warp(int i, int proxy_reader = -1) { return {static_cast<u16>(i), views[i][static_cast<size_t>(i)], &views[i], proxy_reader}; }
+  Accessor warp(int i, int proxy_reader = -1) {
+    return {static_cast<u16>(i), views[i][static_cast<size_t>(i)], &views[i], proxy_reader};
+  }
   void order(int from, int to) {
     join(views[to], views[from]);
     ++views[from][static_cast<size_t>(from)];

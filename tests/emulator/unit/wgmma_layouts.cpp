@@ -1,5 +1,6 @@
-// The emulator's descriptors and swizzles against CuTe's layout algebra: for every canonical layout of an operand, CuTe makes
-// the descriptor and says where each element lies; the emulator must find the same bytes from the descriptor alone.
+// The emulator's descriptors and swizzles against CuTe's layout algebra: for every canonical layout of an operand, CuTe
+// makes the descriptor and says where each element lies; the emulator must find the same bytes from the descriptor
+// alone.
 #include <cute/arch/mma_sm90_desc.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cute/tensor.hpp>
@@ -32,7 +33,8 @@ void compare(const char* name, Atom atom) {
     for (int k = 0; k < kStep; ++k) {
       const long expected = reinterpret_cast<const unsigned char*>(&first(r, k)) - memory;
       const int byte = k * static_cast<int>(sizeof(T));
-      const long found = mn_major ? chunks[k * (kRows / 8) + r / 8] + r % 8 * sizeof(T) : chunks[2 * r + byte / 16] + byte % 16;
+      const long found =
+          mn_major ? chunks[k * (kRows / 8) + r / 8] + r % 8 * sizeof(T) : chunks[2 * r + byte / 16] + byte % 16;
       wrong += expected != found;
     }
   }
