@@ -1,8 +1,8 @@
 """One harness for every op: a case meets a target, and the result meets the reference.
 
-Targets are every instruction set of this machine, the greater ones through an interpreter where one is installed, CUDA if
-present, and the CUDA kernels on an emulator wherever they can be compiled. What cannot run here is named, with its reason,
-in the header of the test run.
+Targets are every instruction set of this machine, the greater ones through an interpreter where one is installed, CUDA
+if present, and the CUDA kernels on an emulator wherever they can be compiled. What cannot run here is named, with its
+reason, in the header of the test run.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -144,7 +144,8 @@ def check_rows_do_not_depend_on_the_batch(op: str, case: Case, target: Target) -
     rows = inputs[workload.rows[0]].shape[-2]
     # CUDA's copy engine wants operands that start at multiples of 16 bytes: four scales, or 16 rows of anything
     step = 16 if target in GPUS else 1
-    for begin, end in {(0, 1), ((rows - 1) // step * step, rows), (rows // 3 // step * step, rows // 2 + 1), (step, rows)}:
+    starts = {0: 1, (rows - 1) // step * step: rows, rows // 3 // step * step: rows // 2 + 1, step: rows}
+    for begin, end in starts.items():
         part = run(op, workload.cut_rows(inputs, begin, end))
         check_same_bits(f"{op} on rows {begin} to {end}", part, [w[..., begin:end, :] for w in whole])
 

@@ -1,8 +1,9 @@
 // torch.Tensor -> Tensor<T, Rank>, without a copy and without knowing torch's C++.
 //
-// Where the tensor's type offers DLPack's C exchange API (torch 2.10 and later) its fields are read through that, in about
-// 0.05 us; elsewhere through the tensor's Python attributes. Element type and rank are checked by identity, shapes and
-// strides by the Python contract. Neither way notices requires_grad or fake tensors, so only registered ops come here.
+// Where the tensor's type offers DLPack's C exchange API (torch 2.10 and later) its fields are read through that, in
+// about 0.05 us; elsewhere through the tensor's Python attributes. Element type and rank are checked by identity,
+// shapes and strides by the Python contract. Neither way notices requires_grad or fake tensors, so only registered ops
+// come here.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -1,8 +1,8 @@
 // e4m3 and its scales, written once for every machine.
 //
-// scale = max(amax, amax_floor) / 448, or the power of two at or above it; q = e4m3(x / scale), both roundings to nearest
-// even, the division in f32. Values that are not finite do not count in amax and become the NaN 0x7f.
-// Groups of 128 along a row (or column) and blocks of 128 x 128 follow DeepSeek-V3, arXiv 2412.19437, section 3.3.2.
+// scale = max(amax, amax_floor) / 448, or the power of two at or above it; q = e4m3(x / scale), both roundings to
+// nearest even, the division in f32. Values that are not finite do not count in amax and become the NaN 0x7f. Groups of
+// 128 along a row (or column) and blocks of 128 x 128 follow DeepSeek-V3, arXiv 2412.19437, section 3.3.2.
 #pragma once
 
 #include "core/glm5.h"

@@ -56,8 +56,8 @@ Isa detect() {
   const bool fma = has(basic.ecx, 12), f16c = has(basic.ecx, 29);
   if (!fma || !f16c || !has(extended.ebx, 5) || (state & kAvxState) != kAvxState) return Isa::generic;
   // F, DQ, BW, VL and VBMI: Ice Lake and later, Zen 4 and later. Skylake-X lacks VBMI and takes the AVX2 kernels.
-  const bool avx512 = has(extended.ebx, 16) && has(extended.ebx, 17) && has(extended.ebx, 30) && has(extended.ebx, 31) &&
-                      has(extended.ecx, 1);
+  const bool avx512 = has(extended.ebx, 16) && has(extended.ebx, 17) && has(extended.ebx, 30) &&
+                      has(extended.ebx, 31) && has(extended.ecx, 1);
   if (!avx512 || (state & kAvx512State) != kAvx512State) return Isa::avx2;
   const bool amx = has(extended.edx, 24) && has(extended.edx, 22);  // AMX-TILE, AMX-BF16
   if (!amx || (state & kTileState) != kTileState || !tiles_granted()) return Isa::avx512;

@@ -10,8 +10,8 @@ enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
 const char* name(Isa isa);
 
-// The best level of this machine. amx: the processor has it, the operating system enabled it and granted this process the
-// tile state when asked (arch_prctl); otherwise the answer is avx512 or less.
+// The best level of this machine. amx: the processor has it, the operating system enabled it and granted this process
+// the tile state when asked (arch_prctl); otherwise the answer is avx512 or less.
 Isa detected_isa();
 // Kernels above `isa` are not used from now on (process-wide; for tests, and for comparing machines).
 void limit_isa(Isa isa);
@@ -33,8 +33,8 @@ struct Implementation<void> {
   const void* run;
 };
 
-// A door for tests: a program that executes a kernel of an instruction set this processor lacks (an interpreter of x86).
-// It gets the address of an Implementation's function and its four arguments. Null: no door.
+// A door for tests: a program that executes a kernel of an instruction set this processor lacks (an interpreter of
+// x86). It gets the address of an Implementation's function and its four arguments. Null: no door.
 using Interpreter = void (*)(const void* kernel, const void* args, i64 begin, i64 end, i64 thread);
 void interpret_isa(Isa isa, Interpreter interpreter);
 Interpreter current_interpreter();

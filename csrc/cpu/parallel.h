@@ -15,8 +15,8 @@ i64 thread_index();
 
 void parallel_pieces(i64 items, i64 grain, Piece piece, void* context);
 
-// Calls body(begin, end) on contiguous pieces that cover [0, items), each of `grain` items or more (but the last). Pieces
-// are handed out as threads become free, so a body must not care which thread runs it, nor in which order.
+// Calls body(begin, end) on contiguous pieces that cover [0, items), each of `grain` items or more (but the last).
+// Pieces are handed out as threads become free, so a body must not care which thread runs it, nor in which order.
 template <class Body>
 void parallel_for(i64 items, i64 grain, Body body) {
   parallel_pieces(

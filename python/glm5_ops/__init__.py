@@ -1,8 +1,8 @@
 """Deterministic kernels for GLM-5-style models, on Hopper and on CPUs.
 
-Every op has a reference of the same name in :mod:`glm5_ops.reference`. The ops, and torch with them, are loaded at their
-first use, so that `glm5-ops doctor` starts however broken an installation is; ``import glm5_ops.ops`` loads them at once,
-for callers of ``torch.ops.glm5_ops``.
+Every op has a reference of the same name in :mod:`glm5_ops.reference`. The ops, and torch with them, are loaded at
+their first use, so that `glm5-ops doctor` starts however broken an installation is; ``import glm5_ops.ops`` loads them
+at once, for callers of ``torch.ops.glm5_ops``.
 """
 
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ def __getattr__(name: str):
         from glm5_ops._native import Error
     except (ImportError, OSError) as error:
         raise ImportError(
-            f"glm5_ops.{name} is not available: {error}. The ops need torch 2.6 or later (pip install 'glm5-ops[torch]'); "
-            "`python -m glm5_ops doctor` shows the state of this installation"
+            f"glm5_ops.{name} is not available: {error}. The ops need torch 2.6 or later "
+            "(pip install 'glm5-ops[torch]'); `python -m glm5_ops doctor` shows the state of this installation"
         ) from error
     globals().update({op: getattr(ops, op) for op in ops.__all__}, Error=Error)
     return globals()[name]

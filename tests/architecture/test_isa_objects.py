@@ -1,7 +1,7 @@
 """An object compiled for an instruction set defines its entry points and no weak symbol.
 
-The linker keeps one copy of a weak symbol, whichever object it came from: a helper compiled with AVX-512 would then run, and
-trap, on a machine without it.
+The linker keeps one copy of a weak symbol, whichever object it came from: a helper compiled with AVX-512 would then
+run, and trap, on a machine without it.
 """
 
 import re

@@ -198,7 +198,7 @@ FAULTS = [
     ),
     _fp8(
         "the steps along k are too long",
-        "values",
+        "values race",
         (WGMMA, "kDescriptorStepK32 = 32 >> 4", "kDescriptorStepK32 = 64 >> 4"),
     ),
     _gemm(
@@ -232,7 +232,7 @@ FAULTS = [
     _fp8(
         "both blocks load the same half",
         "values race uninitialised deadlock",
-        (FP8, "smem.left[stage][rank * kShare]", "smem.left[stage][0]"),
+        (FP8, "ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][row]", "ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][0]"),
         variant=FP8_CLUSTER,
     ),
     # ---- the epilogue

@@ -502,6 +502,7 @@ def test_wgmma(schedule, kind, n, registers_a, f16_sums):
     "change,check",
     [
         (("wgmma.fence.sync.aligned;\n", ""), "wgmma"),
+        (("%p11, 1, 1, 0, 0;\n", "%p11, 1, 1, 0, 0;\nadd.f32 %d0, %d0, 0f3F800000;\n"), "wgmma"),
         (("fence.proxy.async.shared::cta;\n", ""), "proxy"),
         (("fence.proxy.async.shared::cta;\nbar.sync 0;\n", "fence.proxy.async.shared::cta;\n"), "race uninitialised"),
         (

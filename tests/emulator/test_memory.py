@@ -34,9 +34,9 @@ def test_vectors_of_four():
 
 def test_registers_are_packed_and_unpacked():
     a = np.arange(64, dtype=np.uint32) * 0x01000193
-    got = elementwise("mov.b32 {{%rs1, %rs2}}, {a}; mov.b32 {d}, {{%rs2, %rs1}};", np.uint32, a)
+    got = elementwise("mov.b32 {{%rs50, %rs51}}, {a}; mov.b32 {d}, {{%rs51, %rs50}};", np.uint32, a)
     np.testing.assert_array_equal(got, a << 16 | a >> 16)
-    got = elementwise("mov.b64 {{%r1, %r2}}, {a}; mov.b64 {d}, {{%r2, %r1}};", np.uint64, a.astype(np.uint64))
+    got = elementwise("mov.b64 {{%r50, %r51}}, {a}; mov.b64 {d}, {{%r51, %r50}};", np.uint64, a.astype(np.uint64))
     np.testing.assert_array_equal(got, a.astype(np.uint64) << 32)
 
 

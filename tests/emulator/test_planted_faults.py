@@ -6,6 +6,8 @@ import pytest
 from tests.emulator import planted
 from tests.emulator.doors import Lab, compile_door
 
+pytestmark = pytest.mark.slow  # a compilation for each fault
+
 SCHEDULES = [("fair", 0), ("late", 0), ("lowest", 0), ("highest", 0)] + [("random", seed) for seed in range(5)]
 CLEAN = {
     "fp8 rows": ("fp8_gemm", planted.FP8_ROWS, planted.RAGGED),

@@ -16,8 +16,8 @@ __device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
-// Arrives on the barrier at the same place in block `cta` of the cluster. It orders this thread's reads; for writes that
-// the other block shall see it would need .release.cluster, which costs a memory barrier each time.
+// Arrives on the barrier at the same place in block `cta` of the cluster. It orders this thread's reads; for writes
+// that the other block shall see it would need .release.cluster, which costs a memory barrier each time.
 __device__ __forceinline__ void mbarrier_arrive_cluster(u64* barrier, u32 cta) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(mapa(smem_address(barrier), cta)) : "memory");
 }

@@ -15,8 +15,8 @@ void bind_dequantize_fp8(nb::module_& m) {
         const DequantizeFp8Args args{values.tensor, scales.tensor, Fp8Group(group), offsets.tensor, x.tensor};
         bind::run<dequantize_fp8_cpu, dequantize_fp8_cuda>(args, x.on_cuda, stream);
       },
-      nb::arg("values"), nb::arg("scales"), nb::arg("group"), nb::arg("offsets").none(), nb::arg("x"), nb::arg("stream"),
-      nb::call_guard<nb::gil_scoped_release>());
+      nb::arg("values"), nb::arg("scales"), nb::arg("group"), nb::arg("offsets").none(), nb::arg("x"),
+      nb::arg("stream"), nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace glm5

@@ -5,8 +5,8 @@
 //   total    <- fma(a_scales[i, g] * b_scales[j, g], part(g), total), g ascending from total = 0
 //   out       = round(total), or round(out + total) when accumulating
 // On CPU, with every instruction set, part(g) adds four steps of 32 k in ascending order; a step is (even + odd), where
-// even and odd are chains of fused multiply-adds over its even and odd k. This is the arithmetic of AMX's TDPBF16PS, which
-// the other instruction sets follow to the bit. k is padded with zeros.
+// even and odd are chains of fused multiply-adds over its even and odd k. This is the arithmetic of AMX's TDPBF16PS,
+// which the other instruction sets follow to the bit. k is padded with zeros.
 // On sm_90a part(g) is four wgmma of 32 k; its inner order is the tensor core's own, and no schedule changes it.
 #pragma once
 
@@ -19,7 +19,7 @@ struct Fp8GemmArgs {
   Tensor<const e4m3, 2> a;        // [m, k], unit stride along k
   Tensor<const f32, 2> a_scales;  // [m, ceil(k/128)] column-major, stride a multiple of 4
   Tensor<const e4m3, 2> b;        // [n, k], unit stride along k
-  Tensor<const f32, 2> b_scales;  // [ceil(n/128), ceil(k/128)], any strides; or [n, ceil(k/128)] column-major, as a_scales
+  Tensor<const f32, 2> b_scales;  // [ceil(n/128), ceil(k/128)], any strides; or [n, ceil(k/128)], as a_scales
   bool b_scales_per_row;          // which of the two
   bool accumulate;
   FloatTensor<2> out;             // bf16 or f32 [m, n], unit stride along n

@@ -22,8 +22,8 @@ void bind_gemm(nb::module_& m) {
   // For tests: one given schedule of the CUDA kernel, whose results must not differ from the others' by a bit.
   m.def(
       "gemm_variant",
-      [](Argument<FloatTensor<3>> a, Argument<FloatTensor<3>> b, Argument<FloatTensor<3>> out, bool accumulate, int variant,
-         u64 stream) {
+      [](Argument<FloatTensor<3>> a, Argument<FloatTensor<3>> b, Argument<FloatTensor<3>> out, bool accumulate,
+         int variant, u64 stream) {
         const GemmArgs args{a.tensor, b.tensor, accumulate, out.tensor, {}};
         bind::run_on_cuda<gemm_sm90::run_variant>(args, variant, reinterpret_cast<void*>(stream));
       },

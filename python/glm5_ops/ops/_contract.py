@@ -1,7 +1,9 @@
 """A contract: one line per tensor, in one notation, checked before anything is allocated.
 
-``bf16|f32[tokens, ceil(hidden/128)] columns`` reads: element types, dimensions, layout. A dimension is a name, bound by the
-first tensor that has it; ``ceil(name/128)``, a name divided and rounded up; or a number. ``?`` at the end: may be None.
+``bf16|f32[tokens, ceil(hidden/128)] columns`` reads: element types, dimensions, layout. A dimension is a name, bound by
+the first tensor that has it; ``ceil(name/128)``, a name divided and rounded up; or a number. ``?`` at the end: may be
+None.
+
 Layouts:
 
 ====================  ============================================================================
@@ -140,11 +142,13 @@ class Contract:
                 first, device = name, tensor.device
             elif tensor.device != device:
                 raise ValueError(
-                    f"{self.op}: all tensors must be on one device; {first} is on {device}, {name} is on {tensor.device}"
+                    f"{self.op}: all tensors must be on one device; "
+                    f"{first} is on {device}, {name} is on {tensor.device}"
                 )
             if tensor.requires_grad and not self.differentiable and torch.is_grad_enabled():
                 raise ValueError(
-                    f"{self.op}: {name} requires grad, but {self.op} has no gradient; detach it or call under torch.no_grad()"
+                    f"{self.op}: {name} requires grad, but {self.op} has no gradient; "
+                    "detach it or call under torch.no_grad()"
                 )
         return lengths
 

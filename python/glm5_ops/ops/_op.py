@@ -74,8 +74,8 @@ def _on_its_gpu(function: Callable) -> Callable:
 def _refuse_cuda(name: str) -> Callable:
     def call(*args, **kwargs):
         raise ValueError(
-            f"{name}: the tensors must be on the CPU, because this build of glm5_ops has no CUDA kernels; got a CUDA tensor. "
-            "Build with nvcc on PATH or with GLM5_OPS_CUDA=wheels; `glm5-ops doctor` shows what was built"
+            f"{name}: the tensors must be on the CPU, because this build of glm5_ops has no CUDA kernels; "
+            "got a CUDA tensor. Build with nvcc on PATH or with GLM5_OPS_CUDA=wheels; `glm5-ops doctor` shows the build"
         )
 
     return call

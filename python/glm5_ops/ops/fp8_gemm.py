@@ -44,16 +44,17 @@ def _outputs(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, out_dtype
 def fp8_gemm(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, out_dtype: torch.dtype) -> Tensor:
     """``out[i, j] = sum_k a[i, k] * a_scale * b[j, k] * b_scale``: ``a @ b.T`` of quantised matrices.
 
-    Products are summed in f32 over each 128 of k and then promoted with their two scales into an f32 total, ascending in k
-    (DeepSeek-V3, arXiv 2412.19437, section 3.3.2). A row of ``out`` has the same bits whatever m is and however many
-    threads run; on CPU every instruction set gives the same bits. k = 0 gives zeros; NaN spreads as in any sum.
+    Products are summed in f32 over each 128 of k and then promoted with their two scales into an f32 total, ascending
+    in k (DeepSeek-V3, arXiv 2412.19437, section 3.3.2). A row of ``out`` has the same bits whatever m is and however
+    many threads run; on CPU every instruction set gives the same bits. k = 0 gives zeros; NaN spreads as in any sum.
 
     Args:
         a: activations, e4m3[m, k], m >= 0; rows may be strided.
         a_scales: f32[m, ceil(k/128)], column-major, as ``quantize_fp8(x, "1x128")`` returns them.
         b: weights, e4m3[n, k]; rows may be strided.
         b_scales: f32[ceil(n/128), ceil(k/128)], any strides (``quantize_fp8(w, "128x128")``, a checkpoint's
-            ``weight_scale_inv``, or its transpose); or one scale per row, f32[n, ceil(k/128)] column-major, as for ``a``.
+            ``weight_scale_inv``, or its transpose); or one scale per row, f32[n, ceil(k/128)] column-major, as for
+            ``a``.
         out_dtype: torch.bfloat16 or torch.float32; rounded once, at the end.
 
     Returns:

@@ -47,9 +47,9 @@ def _outputs(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
 def gemm(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     """``out[..., i, j] = sum_k a[..., i, k] * b[..., j, k]``, accumulated in f32.
 
-    A row of ``out`` has the same bits whatever m, the batch and the number of threads are; torch's matmul does not promise
-    that. On CPU every instruction set gives the same bits; with f32 operands CUDA gives them too. bf16 operands that are
-    subnormal count as zero. k = 0 gives zeros.
+    A row of ``out`` has the same bits whatever m, the batch and the number of threads are; torch's matmul does not
+    promise that. On CPU every instruction set gives the same bits; with f32 operands CUDA gives them too. bf16 operands
+    that are subnormal count as zero. k = 0 gives zeros.
 
     Args:
         a: bf16 or f32, [m, k] or [batch, m, k], with unit stride along m or k (a transposed view is as good as a copy).

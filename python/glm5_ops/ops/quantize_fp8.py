@@ -45,21 +45,22 @@ def quantize_fp8(
 ) -> tuple[Tensor, Tensor]:
     """Round ``x`` to e4m3 with one scale for each group of its values.
 
-    ``scale = max(amax, amax_floor) / 448``, or the power of two at or above it; ``value = e4m3(x / scale)``, division in f32,
-    both roundings to nearest even. ``amax`` is the largest finite magnitude of the group. DeepSeek-V3, arXiv 2412.19437,
-    section 3.3. On every machine the same bits.
+    ``scale = max(amax, amax_floor) / 448``, or the power of two at or above it; ``value = e4m3(x / scale)``, division
+    in f32, both roundings to nearest even. ``amax`` is the largest finite magnitude of the group. DeepSeek-V3, arXiv
+    2412.19437, section 3.3. On every machine the same bits.
 
-    Values that are not finite become NaN (0x7f) and do not touch the others of their group. Zeros keep their sign. A group
-    of zeros gets the scale of the floor. The last groups are ragged: 576 rows are 4.5 blocks.
+    Values that are not finite become NaN (0x7f) and do not touch the others of their group. Zeros keep their sign. A
+    group of zeros gets the scale of the floor. The last groups are ragged: 576 rows are 4.5 blocks.
 
     Args:
         x: the matrix, bf16, f16 or f32; rows may be strided.
-        group: which values share a scale: ``1x128`` of a row (activations), ``128x128`` (weights), ``128x1`` of a column
-            (for the weight gradient, whose reduction runs over rows).
+        group: which values share a scale: ``1x128`` of a row (activations), ``128x128`` (weights), ``128x1`` of a
+            column (for the weight gradient, whose reduction runs over rows).
         power_of_two: round scales up to powers of two (the values of UE8M0, stored as f32).
-        amax_floor: the smallest amax, so that a scale is never 0; lower it for gradients, whose amax is often below 1e-4.
-        offsets: ``i32[experts + 1]``, ascending, only with ``128x1``: groups start anew at each expert. Expert e owns the
-            rows ``offsets[e]`` to ``offsets[e+1]``; its first group is ``offsets[e] // 128 + e``.
+        amax_floor: the smallest amax, so that a scale is never 0; lower it for gradients, whose amax is often below
+            1e-4.
+        offsets: ``i32[experts + 1]``, ascending, only with ``128x1``: groups start anew at each expert. Expert e owns
+            the rows ``offsets[e]`` to ``offsets[e+1]``; its first group is ``offsets[e] // 128 + e``.
 
     Returns:
         values and scales. ``1x128``: e4m3[rows, cols], f32[rows, ceil(cols/128)] column-major. ``128x128``:

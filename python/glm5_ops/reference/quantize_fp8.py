@@ -1,5 +1,7 @@
 """scale = max(amax, amax_floor) / 448;  value = e4m3(x / scale)"""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def _columns(x: Tensor, power_of_two: bool, amax_floor: float, offsets: Tensor |
     bounds = offsets.tolist()
     values = torch.zeros(cols, rows, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.zeros(rows // 128 + len(bounds) - 1, cols, device=x.device).t()
-    for expert, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for expert, (begin, end) in enumerate(pairwise(bounds)):
         v, s = quantize_fp8(x[begin:end].t(), "1x128", power_of_two, amax_floor)
         values[:, begin:end] = v
         first = begin // 128 + expert

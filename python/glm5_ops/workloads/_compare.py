@@ -1,4 +1,7 @@
-"""Comparators: each takes what came and what was expected and returns a Verdict. Tolerances stand here, with their reason."""
+"""Comparators: each takes what came and what was expected and returns a Verdict.
+
+Tolerances stand here, with their reason.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +29,8 @@ class Verdict:
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bytes as integers, so that NaN equals NaN and -0 differs from 0.
 
-    The sign and payload of a NaN are no promise of any op (processors differ in them), except in e4m3, which has but two.
+    The sign and payload of a NaN are no promise of any op (processors differ in them), except in e4m3, which has but
+    two.
     """
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     tensor = tensor.detach().cpu().contiguous()
@@ -54,8 +58,9 @@ def same_bits(got: Tensor, expected: Tensor) -> Verdict:
 
 def within_torch(got: Tensor, exact: Tensor, torchs: Tensor, factor: float = 2.0) -> Verdict:
     """At most `factor` times as far from the f64 result as torch's own at the same precision, in the largest and in the
-    mean error, plus one part in 2^22 of the largest value (FlashAttention-3's rule for long reductions). NaN and infinity
-    must stand where the exact result has them."""
+    mean error, plus one part in 2^22 of the largest value (FlashAttention-3's rule for long reductions).
+
+    NaN and infinity must stand where the exact result has them."""
     if got.shape != exact.shape:
         return Verdict(False, float("inf"), factor, "x torch's", f"{list(got.shape)} instead of {list(exact.shape)}")
     got, exact, torchs = (t.detach().cpu().double() for t in (got, exact, torchs))
@@ -67,8 +72,10 @@ def within_torch(got: Tensor, exact: Tensor, torchs: Tensor, factor: float = 2.0
         return Verdict(True, 0.0, factor, "x torch's")
     ours, theirs = ((t - exact)[finite].abs() for t in (got, torchs))
     slack = float(exact[finite].abs().max()) * 2.0**-22
-    ratios = [float(o) / (float(t) + slack) if slack or t else (0.0 if not o else float("inf"))
-              for o, t in ((ours.max(), theirs.max()), (ours.mean(), theirs.mean()))]
+    ratios = [
+        float(o) / (float(t) + slack) if slack or t else (0.0 if not o else float("inf"))
+        for o, t in ((ours.max(), theirs.max()), (ours.mean(), theirs.mean()))
+    ]
     return Verdict(max(ratios) <= factor, max(ratios), factor, "x torch's")
 
 
@@ -80,7 +87,7 @@ class Rule:
     why: str
 
     def judge(self, reference: Callable, run: Callable, inputs: dict, got: tuple[Tensor, ...]) -> Verdict:
-        """Judge `got` against `reference`; `run(function, inputs)` calls a function and returns its outputs as a tuple."""
+        """Judge `got` against `reference`; `run(function, inputs)` calls a function, for a tuple of its outputs."""
         expected = run(reference, inputs)
         if misfit := _misfit(got, expected):
             return Verdict(False, float("inf"), 0, "outputs", misfit)
@@ -94,8 +101,10 @@ class Rule:
 
 
 def _misfit(got: tuple, expected: tuple[Tensor, ...]) -> str:
-    """What is wrong with the outputs apart from their values; empty if nothing is. A wider type would pass for a smaller
-    error."""
+    """What is wrong with the outputs apart from their values; empty if nothing is.
+
+    A wider type would pass for a smaller error.
+    """
     if len(got) != len(expected):
         return f"{len(got)} outputs instead of {len(expected)}"
     for g, e in zip(got, expected, strict=True):

@@ -60,7 +60,8 @@ class Case:
 
 
 def _parsed(field: dataclasses.Field, text: str) -> object:
-    kind = field.type if isinstance(field.type, type) else {"int": int, "float": float, "bool": bool}.get(field.type, str)
+    by_name = {"int": int, "float": float, "bool": bool}
+    kind = field.type if isinstance(field.type, type) else by_name.get(field.type, str)
     if kind is bool:
         if text not in ("True", "False"):
             raise ValueError(f"{field.name} must be True or False; got {text!r}")
@@ -92,7 +93,7 @@ class Workload:
     edges: tuple[Case, ...]  # corners: empty, one, ragged, adversarial
     glm5: tuple[Case, ...]  # the shapes that matter
     rule: Rule
-    rows: tuple[str, ...] = ()  # inputs that may be cut along their rows together: those rows of the output keep their bits
+    rows: tuple[str, ...] = ()  # inputs that may be cut along their rows together; the output's rows keep their bits
     writes: str | None = None  # the input that the op writes to, where it returns nothing
 
     def cut_rows(self, inputs: dict, begin: int, end: int) -> dict:

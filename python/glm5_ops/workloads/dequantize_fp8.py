@@ -37,11 +37,16 @@ class DequantizeCase(Case):
         return self.rows * self.cols * (DTYPES[self.dtype].itemsize + 1)
 
 
-EDGES = tuple(
+_SHAPES = tuple(
     DequantizeCase(rows, cols, group, dtype)
     for group in ("1x128", "128x128", "128x1")
     for dtype in ("bf16", "f16", "f32")
     for rows, cols in ((0, 128), (1, 1), (130, 300), (576, 129))
-) + (DequantizeCase(500, 96, "128x1", experts=5), DequantizeCase(300, 33, "128x1", "f32", experts=1))
+)
+EDGES = (
+    *_SHAPES,
+    DequantizeCase(500, 96, "128x1", experts=5),
+    DequantizeCase(300, 33, "128x1", "f32", experts=1),
+)
 GLM5 = tuple(DequantizeCase(4096, 6144, group) for group in ("1x128", "128x128", "128x1"))
 WORKLOADS = {"dequantize_fp8": Workload(DequantizeCase, EDGES, GLM5, BITS)}

@@ -8,8 +8,8 @@ from glm5_ops.workloads._compare import WITHIN_TORCH
 from glm5_ops.workloads._workload import Case, Workload
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
-# GLM-5's projections, out x in: q_a with kv_a, q_b, kv_b, o_proj, indexer wq_b, indexer wk with weights, shared gate and
-# up, shared down, dense gate and up, dense down.
+# GLM-5's projections, out x in: q_a with kv_a, q_b, kv_b, o_proj, indexer wq_b, indexer wk with weights, shared gate
+# and up, shared down, dense gate and up, dense down.
 PROJECTIONS = (
     (2624, 6144), (16384, 2048), (28672, 512), (6144, 16384), (4096, 2048), (160, 6144), (4096, 6144), (6144, 2048),
     (24576, 6144), (6144, 12288),
@@ -80,7 +80,9 @@ def columns(scales: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided((rows, groups), (1, max(4, (rows + 3) // 4 * 4))).copy_(scales)
 
 
-_SHAPES = ((0, 128, 128), (4, 0, 128), (1, 1, 16), (3, 33, 48), (17, 130, 272), (33, 65, 640), (65, 576, 256), (5, 7, 2064))
+_SHAPES = (
+    (0, 128, 128), (4, 0, 128), (1, 1, 16), (3, 33, 48), (17, 130, 272), (33, 65, 640), (65, 576, 256), (5, 7, 2064),
+)  # fmt: skip
 EDGES = (
     *(Fp8GemmCase(m, n, k, b_scales) for m, n, k in _SHAPES for b_scales in ("128x128", "1x128")),
     *(Fp8GemmCase(37, 100, 400, b_scales, out="f32", strided=True) for b_scales in ("128x128", "1x128")),

@@ -76,7 +76,8 @@ EDGES = (
     QuantizeCase(500, 96, "128x1", experts=5),
     QuantizeCase(300, 33, "128x1", "f32", True, "special", experts=9),
 )  # fmt: skip
-GLM5 = tuple(QuantizeCase(4096, 6144, group) for group in ("1x128", "128x128", "128x1")) + (
+GLM5 = (
+    *(QuantizeCase(4096, 6144, group) for group in ("1x128", "128x128", "128x1")),
     QuantizeCase(16, 6144),
     QuantizeCase(576, 6144, "128x128"),
 )

@@ -120,6 +120,8 @@ Barrier& barrier_at(Warp& warp, int lane, u64 host);
 // Counts bytes of a copy that has come.
 void complete_bytes(Cluster& cluster, const Site& site, u64 barrier_host, u32 bytes, const Clocks& view);
 void arrive_late(Cluster& cluster, const Site& site, u64 barrier_host, const Clocks& view);
+// Phase, arrivals and bytes to come, of the barrier at a shared address.
+std::string describe_barrier(Cluster& cluster, u64 address);
 // The barrier of a copy that starts: initialised, and visible to the async proxy.
 void require_async_barrier(Warp& warp, int lane, u64 host);
 

@@ -21,6 +21,14 @@ Barrier& barrier_at(Warp& warp, int lane, u64 host) {
   return barrier;
 }
 
+std::string describe_barrier(Cluster& cluster, u64 address) {
+  const BarrierWord word = BarrierWord::from(*reinterpret_cast<const u64*>(cluster.shared + address));
+  std::ostringstream out;
+  out << "in phase " << word.phase << ", " << word.pending << " of " << word.expected << " arrivals and " << word.bytes
+      << " bytes to come";
+  return out.str();
+}
+
 namespace {
 
 // Applies a change to the word; what was published so far becomes visible when the phase ends.
@@ -40,10 +48,10 @@ const char* change_word(Cluster& cluster, u64 host, Barrier& barrier, Change cha
 }
 
 std::string words_of(Cluster& cluster, u64 host, const char* wrong) {
-  const BarrierWord word = BarrierWord::from(*reinterpret_cast<const u64*>(host));
+  const u64 address = host - u64(cluster.shared);
   std::ostringstream out;
-  out << "mbarrier at shared address " << Hex{host - u64(cluster.shared)} << ": " << wrong << " (phase " << word.phase
-      << ", " << word.pending << " of " << word.expected << " arrivals and " << word.bytes << " bytes to come)";
+  out << "mbarrier at shared address " << Hex{address} << ": " << wrong << " (" << describe_barrier(cluster, address)
+      << ")";
   return out.str();
 }
 

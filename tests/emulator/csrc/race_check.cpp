@@ -100,7 +100,7 @@ bool RaceCheck::is_fenced(const Cell& cell, const Accessor& who) {
 void RaceCheck::drop_readers(Cell& cell) {
   if (cell.readers) free_readers_.push_back(cell.readers);
   cell.readers = 0;
-  cell.read_clock = 0;
+  cell.read_clock[0] = cell.read_clock[1] = 0;
 }
 
 void RaceCheck::add_reader(Cell& cell, const Accessor& who) {
@@ -108,11 +108,17 @@ void RaceCheck::add_reader(Cell& cell, const Accessor& who) {
     readers_[cell.readers - 1][who.agent] = who.clock;
     return;
   }
-  if (cell.read_clock == 0 || cell.read_agent == who.agent || cell.read_clock <= (*who.view)[cell.read_agent]) {
-    cell.read_agent = who.agent;
-    cell.read_clock = who.clock;
+  for (const int i : {0, 1}) {
+    const bool is_free = cell.read_clock[i] == 0 || cell.read_agent[i] == who.agent;
+    if (!is_free && cell.read_clock[i] > (*who.view)[cell.read_agent[i]]) continue;
+    cell.read_agent[i] = who.agent;
+    cell.read_clock[i] = who.clock;
     return;
   }
+  inflate(cell, who);
+}
+
+void RaceCheck::inflate(Cell& cell, const Accessor& who) {
   if (free_readers_.empty()) {
     readers_.emplace_back();
     free_readers_.push_back(static_cast<u32>(readers_.size()));
@@ -121,7 +127,7 @@ void RaceCheck::add_reader(Cell& cell, const Accessor& who) {
   free_readers_.pop_back();
   Clocks& all = readers_[cell.readers - 1];
   all.assign(agents_.count(), 0);
-  all[cell.read_agent] = cell.read_clock;
+  for (const int i : {0, 1}) all[cell.read_agent[i]] = cell.read_clock[i];
   all[who.agent] = who.clock;
 }
 
@@ -152,8 +158,12 @@ Conflict RaceCheck::write_cell(Cell& cell, const Accessor& who) {
         if (all[i] > view[i]) return {Conflict::Kind::race, false, {static_cast<u16>(i), all[i]}};
       }
     }
-  } else if (cell.read_clock > view[cell.read_agent]) {
-    return {Conflict::Kind::race, false, {cell.read_agent, cell.read_clock}};
+  } else {
+    for (const int i : {0, 1}) {
+      if (cell.read_clock[i] > view[cell.read_agent[i]]) {
+        return {Conflict::Kind::race, false, {cell.read_agent[i], cell.read_clock[i]}};
+      }
+    }
   }
   drop_readers(cell);
   cell.write_agent = who.agent;

@@ -73,15 +73,16 @@ class RaceCheck {
 
  private:
   struct Cell {
-    u32 write_clock = 0, read_clock = 0;
-    u16 write_agent = 0, read_agent = 0;
-    u32 readers = 0;  // index of a clock per agent, where more than one read
+    u32 write_clock = 0, read_clock[2] = {};
+    u16 write_agent = 0, read_agent[2] = {};
+    u32 readers = 0;  // index of a clock per agent, where more than two read
   };
   template <class F>
   Conflict each_cell(u32 address, u32 bytes, F visit);
   Conflict read_cell(Cell& cell, const Accessor& who);
   Conflict write_cell(Cell& cell, const Accessor& who);
   void add_reader(Cell& cell, const Accessor& who);
+  void inflate(Cell& cell, const Accessor& who);
   void drop_readers(Cell& cell);
   bool is_fenced(const Cell& cell, const Accessor& who);
   std::array<Cell, 4>& split(u32 chunk);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "agents.h"
+#include "async_state.h"
 #include "memory.h"
 #include "report.h"
 #include "residency.h"
@@ -35,25 +36,36 @@ void merge_groups(Warp& warp) {
   }
 }
 
-// The deepest stack, then the lowest pc: so that lanes that are ahead wait where the others will meet them. `rotate` takes
-// another one now and then, for groups that spin on what a sibling does.
-Group* choose_group(Warp& warp, bool rotate) {
+// The deepest stack, then the lowest pc: so that lanes that are ahead wait where the others will meet them. After a slice
+// that did not bring them together each of the others gets one in turn: a group may spin on what a sibling does.
+Group* choose_group(Warp& warp) {
+  if (warp.rotation & 1) {
+    Group& other = warp.groups[warp.rotation / 2 % warp.groups.size()];
+    if (!other.blocked) return &other;
+  }
   Group* best = nullptr;
   for (Group& group : warp.groups) {
     if (group.blocked) continue;
     const bool better = best == nullptr || group.stack.size() > best->stack.size() ||
                         (group.stack.size() == best->stack.size() && group.pc < best->pc);
-    if (rotate ? best == nullptr || group.pc > best->pc : better) best = &group;
+    if (better) best = &group;
   }
   return best;
 }
 
-// The next pc at which the group may meet another.
+// The next pc at which the group may meet another; groups that are behind do not count.
 u32 next_meeting(const Warp& warp, const Group& group) {
   u32 limit = ~u32{0};
   for (const Group& other : warp.groups)
     if (&other != &group && other.pc > group.pc) limit = std::min(limit, other.pc);
   return limit;
+}
+
+// After a jump among several groups: is this one still the furthest behind, with the same stack depth as before?
+bool is_still_behind(const Warp& warp, const Group& group) {
+  for (const Group& other : warp.groups)
+    if (&other != &group && (other.pc <= group.pc || other.stack.size() > group.stack.size())) return false;
+  return true;
 }
 
 enum class Turn { slice_ended, blocked, met, yielded };
@@ -62,8 +74,8 @@ enum class Turn { slice_ended, blocked, met, yielded };
 Turn run_group(Warp& warp, Group& group, u64 slice) {
   const Instruction* code = warp.program->code.data();
   Hits* hits = const_cast<Hits*>(warp.program->hits.data());
-  const bool is_alone = warp.groups.size() == 1;
-  const u32 limit = is_alone ? ~u32{0} : next_meeting(warp, group);
+  const size_t groups = warp.groups.size();
+  u32 limit = groups == 1 ? ~u32{0} : next_meeting(warp, group);
   warp.group = &group;
   group.blocked = false;
   u64 left = slice;
@@ -80,10 +92,11 @@ Turn run_group(Warp& warp, Group& group, u64 slice) {
       if (step == Step::next) [[likely]] {
         group.pc = pc + 1;
       } else if (step == Step::jumped) {
-        if (!is_alone || warp.groups.size() > 1 || group.mask == 0) {
+        if (group.mask == 0 || warp.groups.size() != groups || (groups > 1 && !is_still_behind(warp, group))) {
           turn = Turn::met;
           break;
         }
+        if (groups > 1) limit = next_meeting(warp, group);
         continue;
       } else if (step == Step::blocked) {
         group.blocked = true;
@@ -122,10 +135,10 @@ bool run_warp(Warp& warp, u64 slice) {
   const u64 begin = warp.executed;
   warp.seen_events = cluster.events;
   for (Group& group : warp.groups) group.blocked = false;
-  bool advanced = false;
+  bool advanced = false, yielded = false;
   while (!warp.done() && warp.executed - begin < slice) {
     merge_groups(warp);
-    Group* group = choose_group(warp, warp.rotate);
+    Group* group = choose_group(warp);
     if (group == nullptr) break;
     const u64 before = warp.executed, events = cluster.events;
     const u32 pc = group->pc;
@@ -139,10 +152,12 @@ bool run_warp(Warp& warp, u64 slice) {
       // The group that just blocked has seen everything.
       group->blocked = cluster.events == events;
     }
-    if (turn == Turn::yielded) break;
-    warp.rotate = turn == Turn::slice_ended && warp.groups.size() > 1 && !warp.rotate;
+    yielded = turn == Turn::yielded;
+    if (yielded) break;
   }
   merge_groups(warp);
+  const bool is_spinning = warp.groups.size() > 1 && (yielded || warp.executed - begin >= slice);
+  warp.rotation = is_spinning ? warp.rotation + 1 : 0;
   warp.group = nullptr;
   warp.time_out = false;
   return advanced;
@@ -170,7 +185,9 @@ std::string describe_wait(const Warp& warp, const Group& group) {
       break;
     }
     case WaitKind::cluster_barrier: out << "waits at the cluster barrier"; break;
-    case WaitKind::mbarrier: out << "waits for phase " << wait.parity << " of the mbarrier at " << Hex{wait.address}; break;
+    case WaitKind::mbarrier: out << "waits for phase " << wait.parity << " of the mbarrier at " << Hex{wait.address} << " ("
+          << describe_barrier(*warp.cta->cluster, wait.address) << ")";
+      break;
     case WaitKind::copy_group: out << "waits for cp.async groups"; break;
     case WaitKind::bulk_group: out << "waits for bulk groups"; break;
     case WaitKind::wgmma: out << "waits for wgmma groups, or for the other warps of its warpgroup"; break;

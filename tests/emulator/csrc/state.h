@@ -63,7 +63,7 @@ struct Warp {
   Extent* recent = nullptr;  // the allocation that the last access met
   u64 executed = 0;        // instructions
   u64 seen_events = 0;     // Cluster::events when the warp last found every group blocked
-  bool rotate = false;     // the next slice goes to the group that is furthest ahead, which others may wait for
+  u32 rotation = 0;        // slices that ended with several groups: odd ones go to another group than the one behind
   bool time_out = false;   // mbarrier.try_wait gives up (false) instead of blocking, and clears this
   u32 cluster_arrived = 0;  // lanes that arrived at the cluster barrier in the phase under way
   u32 cluster_unwaited = 0;  // lanes that arrived and have not waited yet

@@ -5,6 +5,8 @@
 // types.
 #pragma once
 
+#include <immintrin.h>
+
 #include <memory>
 #include <vector>
 
@@ -41,11 +43,12 @@ u64 hash_bytes(const u8* bytes, size_t count);
 // A hash over rows of 128 bytes.
 class RowHash {
  public:
+  RowHash();
   void add(const u8* row);
   u64 value() const;
 
  private:
-  u64 lanes_[4] = {1, 2, 3, 4};
+  __m256i sum_, key_;
 };
 
 // An operand B in the order of the arithmetic: [n / 8][parity][k][4] values of f32 or i32, columns 8 g + parity + 2 j.

@@ -252,7 +252,11 @@ void test_races() {
   expect(!a.check.read(1024, 16, a.warp(2)), "a second reader");
   a.order(1, 0);
   expect(is_race(a.check.write(1024, 16, a.warp(0))), "a write after one of two readers");
+  a.order(0, 3);
+  expect(!a.check.read(1024, 16, a.warp(3)), "a third reader");
   a.order(2, 0);
+  expect(is_race(a.check.write(1024, 16, a.warp(0))), "a write after two of three readers");
+  a.order(3, 0);
   expect(!a.check.write(1024, 16, a.warp(0)), "a write after both readers");
 }
 
