@@ -232,7 +232,7 @@ FAULTS = [
     _fp8(
         "both blocks load the same half",
         "values race uninitialised deadlock",
-        (FP8, "ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][row]", "ptx::cp_async_bulk_tensor_2d_multicast(smem.left[stage][0]"),
+        (FP8, "tensor_2d_multicast(smem.left[stage][row]", "tensor_2d_multicast(smem.left[stage][0]"),
         variant=FP8_CLUSTER,
     ),
     # ---- the epilogue

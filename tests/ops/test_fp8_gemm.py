@@ -124,6 +124,17 @@ def test_misuse_is_answered_with_a_sentence(change, sentence):
     assert message.startswith("fp8_gemm: ") and sentence in message
 
 
+@over([Fp8GemmCase(8, 130, 304)], harness.GPUS)
+def test_limits_of_the_gpu_kernels_are_answered_with_a_sentence(case, target):
+    ragged = Fp8GemmCase(8, 130, 300).inputs(target.device)
+    message = harness.message_of(fp8_gemm, **ragged)
+    assert "fp8_gemm: the stride of a must be a positive multiple of 16 elements on CUDA, got 300" in message
+    inputs = case.inputs(target.device)
+    inputs |= {"a": inputs["a"][1:], "a_scales": inputs["a_scales"][1:]}
+    message = harness.message_of(fp8_gemm, **inputs)
+    assert "fp8_gemm: a_scales must start at a multiple of 16 bytes on CUDA" in message
+
+
 def test_misuse_of_a_given_output_is_answered_with_a_sentence():
     right = _right()
     right.pop("out_dtype")
