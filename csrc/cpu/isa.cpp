@@ -122,7 +122,7 @@ void run_table(const Implementation<void>* table, int entries, const void* args,
     Run run;
     static_assert(sizeof(run) == sizeof(table[i].run));
     std::memcpy(&run, &table[i].run, sizeof(run));
-    parallel_for(items, grain, [run, args](i64 begin, i64 end) { run(args, begin, end, thread_index()); });
+    parallel_for(items, grain, [run, args](i64 begin, i64 end, i64 thread) { run(args, begin, end, thread); });
     return;
   }
   require(false, "no implementation for ", name(isa), ": the table must end with generic");

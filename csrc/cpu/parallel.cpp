@@ -82,8 +82,9 @@ struct Region {
 
 void work(void* data) {
   Region& region = *static_cast<Region*>(data);
+  const i64 thread = runtime().thread_num();
   for (i64 begin; (begin = region.next.fetch_add(region.step)) < region.items;)
-    region.piece(region.context, begin, smaller(begin + region.step, region.items));
+    region.piece(region.context, begin, smaller(begin + region.step, region.items), thread);
 }
 
 }  // namespace
@@ -93,15 +94,10 @@ i64 thread_count() {
   return omp.complete() && !omp.in_parallel() ? larger(1, omp.max_threads()) : 1;
 }
 
-i64 thread_index() {
-  const OpenMp& omp = runtime();
-  return omp.complete() ? omp.thread_num() : 0;
-}
-
 void parallel_pieces(i64 items, i64 grain, Piece piece, void* context) {
   if (items <= 0) return;
   const i64 threads = smaller(thread_count(), ceil_div(items, larger(grain, 1)));
-  if (threads <= 1) return piece(context, 0, items);
+  if (threads <= 1) return piece(context, 0, items, 0);
   // Four pieces a thread: enough to even out a slow core, few enough that a piece keeps its caches warm.
   const i64 step = larger(larger(grain, 1), ceil_div(items, 4 * threads));
   Region region{piece, context, items, step};
