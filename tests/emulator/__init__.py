@@ -1,11 +1,13 @@
 """An emulator for the CUDA kernels: this library's launchers and kernels, unmodified, on the CPU, under strict checks.
 
-`available()` says whether it can run here; `session(...)` chooses the schedule; `harness_target.emulated()` lets every op that
+`available()` says whether it can run here; `session(...)` chooses the schedule;
+        `harness_target.emulated()` lets every op that
 is called inside run through it. docs/emulator.md says what it promises.
 """
 
 import functools
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from tests.emulator.device import DeviceTensor, Fault, Module, counters, reset_counters, session, to_device
@@ -16,8 +18,13 @@ def available() -> str | None:
     """None, or in a sentence why the emulator cannot run here. Builds it on the first call."""
     from tests.emulator.build import build
 
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {line.split()[-1] for line in maps if "libcudart.so.13" in line}
     try:
-        build()
+        if others := {path for path in loaded if Path(path).parent != build()}:
+            return (
+                f"this process has loaded {others.pop()}; the emulator needs one without CUDA, torch for the CPU"
+            )
         native()
     except (RuntimeError, ImportError, OSError) as problem:
         return str(problem)
@@ -26,16 +33,27 @@ def available() -> str | None:
 
 @functools.cache
 def native() -> ModuleType:
-    """The library's extension module, linked against the emulator; its ops take tensors of any device as the device's."""
+    """The library's extension module, linked against the emulator; its ops take every tensor as the device's."""
     from tests.emulator.build import build
     from tests.emulator.device import library
 
+    importlib.import_module("glm5_ops._native")  # whose exception the module raises
     library()  # before the module, which needs it
-    (path,) = build().glob("_native_emulated*.so")
+    path = next(build().glob("_native_emulated*.so"))
     spec = importlib.util.spec_from_file_location("_native_emulated", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-__all__ = ["DeviceTensor", "Fault", "Module", "available", "counters", "native", "reset_counters", "session", "to_device"]
+__all__ = [
+    "DeviceTensor",
+    "Fault",
+    "Module",
+    "available",
+    "counters",
+    "native",
+    "reset_counters",
+    "session",
+    "to_device",
+]

@@ -1,6 +1,7 @@
 """python -m tests.emulator [op ...]: every op's edge cases on the emulated device, judged as in the tests.
 
-A line per case, then counts per kernel: instructions by class (warps/lanes) and bytes by memory space. Counts, never times.
+A line per case, then counts per kernel: instructions by class (warps/lanes) and bytes by memory space.
+Counts, never times.
 """
 
 import argparse

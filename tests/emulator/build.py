@@ -13,6 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "emulator"
 SUPPORTED_NVCC = "13.0"
+WHEELS = (
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cccl==13.0.85",
+    "nvidia-cutlass==4.2.0.0",
+)
 
 
 def _sources() -> list[Path]:
@@ -22,14 +30,14 @@ def _sources() -> list[Path]:
 
 
 def _fingerprint() -> str:
-    digest = hashlib.sha256(f"{sys.executable} {_nvcc()}".encode())
+    digest = hashlib.sha256(f"{sys.executable} {nvcc_path()}".encode())
     for path in _sources():
         digest.update(str(path.relative_to(ROOT)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _nvcc() -> str | None:
+def nvcc_path() -> str | None:
     """The compiler of cmake/cuda.cmake: CUDACXX, that of the PyPI toolchain wheels, or that on PATH."""
     named = os.environ.get("CUDACXX")
     if named is not None:
@@ -49,10 +57,9 @@ def missing() -> str | None:
     flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
     if not {"avx2", "fma", "f16c"} <= set(flags):
         return "the emulator needs a processor with AVX2, FMA and F16C"
-    nvcc = _nvcc()
+    nvcc = nvcc_path()
     if nvcc is None:
-        return "no nvcc was found; install CUDA 13.0, or: pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 " \
-               "nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 nvidia-cutlass==4.2.0.0"  # fmt: skip
+        return f"no nvcc was found; install CUDA {SUPPORTED_NVCC}, or: pip install {' '.join(WHEELS)}"
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     if f"release {SUPPORTED_NVCC}" not in version:
         return f"the emulator knows the PTX of nvcc {SUPPORTED_NVCC}; {nvcc} is another version"
@@ -101,10 +108,10 @@ def _build(log: Path) -> None:
     log.write_text("")
     jobs = str(max(1, min(len(os.sched_getaffinity(0)), 2)))
     source = str(Path(__file__).parent)
-    nvcc = Path(_nvcc())
+    nvcc = Path(nvcc_path())
     compiler = [f"-DCMAKE_CUDA_COMPILER={nvcc}"] if "site-packages" not in nvcc.parts else []
-    _run([_tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
-          *compiler, "-S", source, "-B", str(FOLDER)], log)  # fmt: skip
+    given = [f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}", *compiler]
+    _run([_tool("cmake"), "-G", "Ninja", *given, "-S", source, "-B", str(FOLDER)], log)
     _run([_tool("ninja"), "-C", str(FOLDER), "-j", jobs], log)
 
 

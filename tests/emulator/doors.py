@@ -39,7 +39,7 @@ def compile_door(op, variant, folder, edits=(), per_row=False):
     library, emulator = folder / "door.so", build.build()
     cutlass = Path(find_spec("cutlass_library").submodule_search_locations[0]) / "source" / "include"
     command = [
-        build._nvcc(),
+        build.nvcc_path(),
         "-std=c++20",
         "-O3",
         "-lineinfo",

@@ -46,7 +46,9 @@ class _EmulatedNative:
             for i, argument in enumerate(arguments):
                 if isinstance(argument, Tensor):
                     is_output = argument.untyped_storage().data_ptr() in self.outputs and argument.numel() > 0
-                    copies[i] = to_device(argument, names[i] if i < len(names) else f"argument {i}", is_output=is_output)
+                    copies[i] = to_device(
+                        argument, names[i] if i < len(names) else f"argument {i}", is_output=is_output
+                    )
             before = {i: _bits(copy.tensor) for i, copy in copies.items()}
             result = function(*(copies[i].tensor if i in copies else a for i, a in enumerate(arguments)))
             for i, copy in copies.items():

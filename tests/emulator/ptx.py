@@ -10,11 +10,14 @@ from tests.emulator.device import DeviceTensor, Module, to_device
 HEAD = ".version 9.0\n.target sm_90a\n.address_size 64\n"
 
 
-def kernel(body: str, parameters: tuple[str, ...] = ("u64 out",), *, name: str = "k", directives: str = "", outside: str = "") -> str:
+def kernel(
+    body: str, parameters: tuple[str, ...] = ("u64 out",), *, name: str = "k", directives: str = "", outside: str = ""
+) -> str:
     """A module with one kernel; `parameters` are "type name"."""
     declared = ", ".join(f".param .{p.split()[0]} {p.split()[1]}" for p in parameters)
     registers = "".join(
-        f".reg .{kind} %{prefix}<64>; " for kind, prefix in (("pred", "p"), ("b16", "rs"), ("b32", "r"), ("b64", "rd"), ("f32", "f"), ("f64", "fd"))
+        f".reg .{kind} %{prefix}<64>; "
+        for kind, prefix in (("pred", "p"), ("b16", "rs"), ("b32", "r"), ("b64", "rd"), ("f32", "f"), ("f64", "fd"))
     )
     return f"{HEAD}{outside}\n.visible .entry {name}({declared})\n{directives}\n{{\n{registers}\n{body}\nret;\n}}\n"
 
@@ -49,19 +52,36 @@ def elementwise(instruction: str, out: np.dtype, *sources: np.ndarray) -> np.nda
 
 
 def array_on_device(values: np.ndarray, *, is_output: bool = False) -> DeviceTensor:
-    return to_device(torch.from_numpy(np.ascontiguousarray(values).view(np.uint8).copy()), "out" if is_output else "in", is_output=is_output)
+    return to_device(
+        torch.from_numpy(np.ascontiguousarray(values).view(np.uint8).copy()),
+        "out" if is_output else "in",
+        is_output=is_output,
+    )
 
 
 def back(copy: DeviceTensor, dtype: np.dtype) -> np.ndarray:
     return copy.tensor.numpy().copy().view(dtype)
 
 
-def run(body: str, out: np.ndarray, *, threads=32, blocks=1, cluster=1, shared_bytes=0, arguments=(), parameters=(), **options) -> np.ndarray:
+def run(
+    body: str,
+    out: np.ndarray,
+    *,
+    threads=32,
+    blocks=1,
+    cluster=1,
+    shared_bytes=0,
+    arguments=(),
+    parameters=(),
+    **options,
+) -> np.ndarray:
     """Run a body with parameter `out` (and more); the final contents of `out`, which begins as given."""
     module = Module(kernel(body, ("u64 out", *parameters), **options))
     result = array_on_device(out)
     try:
-        module.launch("k", [result, *arguments], threads=threads, blocks=blocks, cluster=cluster, shared_bytes=shared_bytes)
+        module.launch(
+            "k", [result, *arguments], threads=threads, blocks=blocks, cluster=cluster, shared_bytes=shared_bytes
+        )
         return back(result, out.dtype)
     finally:
         result.free()

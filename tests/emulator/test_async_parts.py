@@ -16,7 +16,7 @@ PARTS = ("wgmma_math", "mbarrier", "tensor_map", "race_check")
 def _run(program, folder, *include):
     compiler = shutil.which("g++") or shutil.which("c++")
     # The headers of the toolkit, by its compiler's own account.
-    shown = subprocess.run([build._nvcc(), "--dryrun", "-E", "none.cu"], capture_output=True, text=True).stderr
+    shown = subprocess.run([build.nvcc_path(), "--dryrun", "-E", "none.cu"], capture_output=True, text=True).stderr
     toolkit = Path(next(line.split("=", 1)[1] for line in shown.splitlines() if line.startswith("#$ TOP="))) / "include"
     includes = [f"-I{path}" for path in (HERE / "csrc", build.ROOT / "csrc", toolkit, toolkit / "cccl", *include)]
     sources = [str(HERE / "unit" / f"{program}.cpp"), *(str(HERE / "csrc" / f"{part}.cpp") for part in PARTS)]

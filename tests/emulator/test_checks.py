@@ -125,17 +125,21 @@ def test_predicated_aligned_barrier():
 
 
 def test_shuffle_from_a_lane_that_is_not_there():
-    body = f"{OWN} setp.lt.u32 %p1, %r1, 16; @!%p1 bra SKIP; shfl.sync.idx.b32 %r2, %r1, {{}}, 31, 0xffff; SKIP: st.global.u32 [%rd3], %r1;"
+    body = f"""{OWN} setp.lt.u32 %p1, %r1, 16; @!%p1 bra SKIP; shfl.sync.idx.b32 %r2, %r1, {{}}, 31, 0xffff;
+        SKIP: st.global.u32 [%rd3], %r1;"""
     expect("divergence", ("no member",), body.format(20), body.format(3))
 
 
 def test_deadlock_names_what_each_warp_waits_for():
-    body = f"{OWN} setp.lt.u32 %p1, %r1, 32; @%p1 bra FIRST; bar.sync 1, 64; bra DONE; FIRST: bar.sync {{}}, 64; DONE: ret;"
+    body = f"""{OWN} setp.lt.u32 %p1, %r1, 32; @%p1 bra FIRST; bar.sync 1, 64; bra DONE;
+        FIRST: bar.sync {{}}, 64; DONE: ret;"""
     expect("deadlock", ("barrier 2", "barrier 1", "warp 0", "warp 1"), body.format(2), body.format(1), threads=64)
 
 
 def test_barrier_counts_must_agree():
-    body = f"{OWN} setp.lt.u32 %p1, %r1, 32; @%p1 bra FIRST; bar.sync 1, 64; bra DONE; FIRST: bar.sync 1, {{}}; DONE: ret;"
+    body = (
+        f"{OWN} setp.lt.u32 %p1, %r1, 32; @%p1 bra FIRST; bar.sync 1, 64; bra DONE; FIRST: bar.sync 1, {{}}; DONE: ret;"
+    )
     expect("barrier", ("96", "64"), body.format(96), body.format(64), threads=96 - 32)
 
 
@@ -175,7 +179,8 @@ def test_syntax_errors_are_sentences_with_a_line():
 
 
 @pytest.mark.parametrize(("options", "word"), [
-    ({"threads": 2048}, "threads"), ({"threads": 0}, "threads"), ({"blocks": (1, 70000)}, "65535"), ({"shared_bytes": 300_000}, "shared"),
+    ({"threads": 2048}, "threads"), ({"threads": 0}, "threads"), ({"blocks": (1, 70000)}, "65535"),
+    ({"shared_bytes": 300_000}, "shared"),
     ({"blocks": 3, "cluster": 2}, "multiple"), ({"blocks": 16, "cluster": 16}, "16"),
 ])  # fmt: skip
 def test_launches_beyond_the_limits(options, word):

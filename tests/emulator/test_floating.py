@@ -7,7 +7,9 @@ import torch
 from tests.emulator.ptx import elementwise
 
 RANDOM = np.random.default_rng(2)
-SPECIAL = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3e38, -3e38, 2.0**-126, 0.5, 1.5, 2.5, -2.5], np.float32)
+SPECIAL = np.array(
+    [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3e38, -3e38, 2.0**-126, 0.5, 1.5, 2.5, -2.5], np.float32
+)
 
 
 def floats(count: int = 512, spread: float = 20) -> np.ndarray:
@@ -64,8 +66,14 @@ def test_directed_rounding():
 
 def test_minimum_and_maximum_prefer_numbers_to_nan():
     a, b = floats(), floats()
-    same(elementwise("min.f32 {d}, {a}, {b};", np.float32, a, b), np.where(np.isnan(a), b, np.where(np.isnan(b), a, np.minimum(a, b))))
-    same(elementwise("max.f32 {d}, {a}, {b};", np.float32, a, b), np.where(np.isnan(a), b, np.where(np.isnan(b), a, np.maximum(a, b))))
+    same(
+        elementwise("min.f32 {d}, {a}, {b};", np.float32, a, b),
+        np.where(np.isnan(a), b, np.where(np.isnan(b), a, np.minimum(a, b))),
+    )
+    same(
+        elementwise("max.f32 {d}, {a}, {b};", np.float32, a, b),
+        np.where(np.isnan(a), b, np.where(np.isnan(b), a, np.maximum(a, b))),
+    )
     same(elementwise("max.NaN.f32 {d}, {a}, {b};", np.float32, a, b), np.maximum(a, b))
     zeros = np.array([0.0, -0.0] * 16, np.float32)
     assert np.signbit(elementwise("min.f32 {d}, {a}, {b};", np.float32, zeros, zeros[::-1].copy())).all()
@@ -79,9 +87,10 @@ def test_flush_to_zero_and_saturation():
     same(elementwise("mul.rn.sat.f32 {d}, {a}, {b};", np.float32, a, b), clamped)
 
 
-@pytest.mark.parametrize(("op", "function"), [("ex2.approx", np.exp2), ("lg2.approx", np.log2), ("rsqrt.approx", lambda x: x**-0.5),
-                                              ("rcp.approx", np.reciprocal), ("sqrt.approx", np.sqrt), ("sin.approx", np.sin),
-                                              ("tanh.approx", np.tanh)])  # fmt: skip
+@pytest.mark.parametrize(("op", "function"), [
+    ("ex2.approx", np.exp2), ("lg2.approx", np.log2), ("rsqrt.approx", lambda x: x**-0.5),
+    ("rcp.approx", np.reciprocal), ("sqrt.approx", np.sqrt), ("sin.approx", np.sin), ("tanh.approx", np.tanh),
+])  # fmt: skip
 def test_approximations_are_near(op, function):
     a = RANDOM.uniform(0.1, 8, 256).astype(np.float32)
     got = elementwise(f"{op}.f32 {{d}}, {{a}};", np.float32, a)
@@ -109,12 +118,23 @@ def test_half_precision(name, dtype):
     torch.testing.assert_close(got, x * y, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("compare", ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"])
+@pytest.mark.parametrize(
+    "compare", ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
+)
 def test_comparisons_of_floats(compare):
     a, b = floats(), floats()
     b[:256] = a[:256]
     unordered = np.isnan(a) | np.isnan(b)
-    base = {"eq": a == b, "ne": a != b, "lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b, "num": ~unordered, "nan": unordered}
+    base = {
+        "eq": a == b,
+        "ne": a != b,
+        "lt": a < b,
+        "le": a <= b,
+        "gt": a > b,
+        "ge": a >= b,
+        "num": ~unordered,
+        "nan": unordered,
+    }
     expected = base[compare] if compare in ("num", "nan") else (
         base[compare] & ~unordered if compare in base else base[compare[:-1]] | unordered)  # fmt: skip
     got = elementwise(f"setp.{compare}.f32 %p1, {{a}}, {{b}}; selp.u32 {{d}}, 1, 0, %p1;", np.uint32, a, b)
@@ -125,7 +145,9 @@ def test_comparisons_of_floats(compare):
 def test_integers_to_floats(name):
     dtype = {"s32": np.int32, "u32": np.uint32, "s64": np.int64, "u64": np.uint64}[name]
     info = np.iinfo(dtype)
-    a = RANDOM.integers(info.min, info.max, 512, dtype=dtype, endpoint=True) >> RANDOM.integers(0, info.bits - 1, 512).astype(dtype)
+    a = RANDOM.integers(info.min, info.max, 512, dtype=dtype, endpoint=True) >> RANDOM.integers(
+        0, info.bits - 1, 512
+    ).astype(dtype)
     a[:2] = info.min, info.max
     same(elementwise(f"cvt.rn.f32.{name} {{d}}, {{a}};", np.float32, a), a.astype(np.float32))
     same(elementwise(f"cvt.rn.f64.{name} {{d}}, {{a}};", np.float64, a), a.astype(np.float64))
@@ -148,7 +170,9 @@ def test_narrowing_of_floats():
     x = torch.from_numpy(a)
     for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
         got = elementwise(f"cvt.rn.{name}.f32 {{d}}, {{a}};", np.uint16, a)
-        torch.testing.assert_close(torch.from_numpy(got.view(np.int16)).view(dtype), x.to(dtype), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            torch.from_numpy(got.view(np.int16)).view(dtype), x.to(dtype), rtol=0, atol=0, equal_nan=True
+        )
         wide = elementwise(f"cvt.f32.{name} {{d}}, {{a}};", np.float32, got)
         same(wide, x.to(dtype).float().numpy())
     got = elementwise("cvt.rz.bf16.f32 {d}, {a};", np.uint16, a)
@@ -167,7 +191,11 @@ def test_pairs_put_the_first_operand_high():
 def test_fp8_conversions_saturate():
     a, b = floats(spread=12), floats(spread=12)
     for name, dtype, largest in (("e4m3x2", torch.float8_e4m3fn, 448.0), ("e5m2x2", torch.float8_e5m2, 57344.0)):
-        got = elementwise(f"cvt.rn.satfinite.{name}.f32 {{d}}, {{a}}, {{b}};", np.uint16, a, b).view(np.uint8).reshape(-1, 2)
+        got = (
+            elementwise(f"cvt.rn.satfinite.{name}.f32 {{d}}, {{a}}, {{b}};", np.uint16, a, b)
+            .view(np.uint8)
+            .reshape(-1, 2)
+        )
         for column, source in ((1, a), (0, b)):
             clamped = torch.from_numpy(source).clamp(-largest, largest).to(dtype)
             decoded = torch.from_numpy(got[:, column].copy()).view(dtype)
@@ -182,7 +210,11 @@ def test_fp8_conversions_saturate():
 def test_integer_widths():
     a = RANDOM.integers(-(2**31), 2**31, 256).astype(np.int32)
     np.testing.assert_array_equal(elementwise("cvt.s64.s32 {d}, {a};", np.int64, a), a.astype(np.int64))
-    np.testing.assert_array_equal(elementwise("cvt.u64.u32 {d}, {a};", np.uint64, a.view(np.uint32)), a.view(np.uint32).astype(np.uint64))
+    np.testing.assert_array_equal(
+        elementwise("cvt.u64.u32 {d}, {a};", np.uint64, a.view(np.uint32)), a.view(np.uint32).astype(np.uint64)
+    )
     np.testing.assert_array_equal(elementwise("cvt.s32.s8 {d}, {a};", np.int32, a), a.astype(np.int8).astype(np.int32))
-    np.testing.assert_array_equal(elementwise("cvt.u32.u16 {d}, {a};", np.uint32, a.astype(np.uint16)), a.astype(np.uint16).astype(np.uint32))
+    np.testing.assert_array_equal(
+        elementwise("cvt.u32.u16 {d}, {a};", np.uint32, a.astype(np.uint16)), a.astype(np.uint16).astype(np.uint32)
+    )
     np.testing.assert_array_equal(elementwise("cvt.sat.s8.s32 {d}, {a};", np.int32, a), np.clip(a, -128, 127))

@@ -84,7 +84,9 @@ def test_funnel_shifts():
     a, b, counts = values(np.uint32), values(np.uint32), RANDOM.integers(0, 40, 256).astype(np.uint32)
     wide = lambda low, high: high << 32 | low  # noqa: E731
     check("shf.l.wrap.b32 {d}, {a}, {b}, {c};", np.uint32, lambda x, y, n: wide(x, y) << (n & 31) >> 32, a, b, counts)
-    check("shf.l.clamp.b32 {d}, {a}, {b}, {c};", np.uint32, lambda x, y, n: wide(x, y) << min(n, 32) >> 32, a, b, counts)
+    check(
+        "shf.l.clamp.b32 {d}, {a}, {b}, {c};", np.uint32, lambda x, y, n: wide(x, y) << min(n, 32) >> 32, a, b, counts
+    )
     check("shf.r.wrap.b32 {d}, {a}, {b}, {c};", np.uint32, lambda x, y, n: wide(x, y) >> (n & 31), a, b, counts)
     check("shf.r.clamp.b32 {d}, {a}, {b}, {c};", np.uint32, lambda x, y, n: wide(x, y) >> min(n, 32), a, b, counts)
 
@@ -130,7 +132,8 @@ def test_bit_field_insert():
 
     for position, length in ((0, 8), (4, 20), (16, 16), (20, 32), (32, 4), (3, 0)):
         check(f"bfi.b32 {{d}}, {{a}}, {{b}}, {position}, {length};", np.uint32,
-              insert(position, length) if position < 32 else lambda a, b: b, values(np.uint32), values(np.uint32))  # fmt: skip
+              insert(position, length) if position < 32 else lambda a, b: b,
+              values(np.uint32), values(np.uint32))  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -42,7 +42,8 @@ def test_registers_are_packed_and_unpacked():
 
 def test_shared_memory_through_its_window_and_generically():
     body = f"""{OWN} mov.u32 %r2, tile; mad.lo.s32 %r3, %r1, 4, %r2; mul.lo.s32 %r4, %r1, 3; st.shared.u32 [%r3], %r4;
-        bar.sync 0; xor.b32 %r5, %r1, 33; mad.lo.s32 %r6, %r5, 4, %r2; cvt.u64.u32 %rd6, %r6; cvta.shared.u64 %rd7, %rd6;
+        bar.sync 0; xor.b32 %r5, %r1, 33; mad.lo.s32 %r6, %r5, 4, %r2; cvt.u64.u32 %rd6, %r6;
+        cvta.shared.u64 %rd7, %rd6;
         ld.u32 %r7, [%rd7]; ld.shared.u32 %r8, [tile+4]; add.s32 %r7, %r7, %r8; st.global.u32 [%rd3], %r7;"""
     got = run(body, np.zeros(128, np.uint32), threads=128, outside=".shared .align 16 .b8 tile[512];")
     np.testing.assert_array_equal(got, (np.arange(128) ^ 33) * 3 + 3)
@@ -51,14 +52,16 @@ def test_shared_memory_through_its_window_and_generically():
 def test_dynamic_shared_memory_follows_the_static():
     body = f"""{OWN} mov.u32 %r2, fixed; mov.u32 %r3, dynamic; mov.u32 %r4, %dynamic_smem_size; and.b32 %r5, %r3, 1023;
         sub.s32 %r6, %r3, %r2; setp.ge.s32 %p1, %r6, 100; selp.u32 %r6, 1, 0, %p1; st.shared.u32 [%r3+2044], %r6;
-        ld.shared.u32 %r7, [dynamic+2044]; mad.lo.s32 %r7, %r7, 10000, %r4; add.s32 %r7, %r7, %r5; st.global.u32 [%rd3], %r7;"""
+        ld.shared.u32 %r7, [dynamic+2044]; mad.lo.s32 %r7, %r7, 10000, %r4; add.s32 %r7, %r7, %r5;
+        st.global.u32 [%rd3], %r7;"""
     outside = ".extern .shared .align 1024 .b8 dynamic[]; .shared .align 4 .b8 fixed[100];"
     assert run(body, np.zeros(1, np.uint32), threads=1, shared_bytes=2048, outside=outside)[0] == 10000 + 2048
 
 
 def test_local_memory_is_each_lanes_own():
     body = f""".local .align 8 .b8 depot[64]; .reg .b64 %SP, %SPL; {OWN} mov.u64 %SPL, depot; cvta.local.u64 %SP, %SPL;
-        add.u64 %rd5, %SP, 8; st.u32 [%rd5], %r1; add.u64 %rd6, %SPL, 8; ld.local.u32 %r2, [%rd6]; st.global.u32 [%rd3], %r2;"""
+        add.u64 %rd5, %SP, 8; st.u32 [%rd5], %r1; add.u64 %rd6, %SPL, 8; ld.local.u32 %r2, [%rd6];
+        st.global.u32 [%rd3], %r2;"""
     np.testing.assert_array_equal(run(body, np.zeros(64, np.uint32), threads=64), np.arange(64))
 
 
@@ -76,7 +79,8 @@ def test_global_and_constant_variables():
     ("and", "b32", 0xFF, 0), ("xor", "b32", 0, 0), ("inc", "u32", 0, None), ("exch", "b32", 1, None),
 ])  # fmt: skip
 def test_atomics(op, kind, start, expected):
-    body = f"mov.u32 %r1, %tid.x; ld.param.u64 %rd1, [out]; atom.global.{op}.{kind} %r2, [%rd1], %r1; red.global.add.u32 [%rd1+4], 1;"
+    body = f"""mov.u32 %r1, %tid.x; ld.param.u64 %rd1, [out]; atom.global.{op}.{kind} %r2, [%rd1], %r1;
+        red.global.add.u32 [%rd1+4], 1;"""
     got = run(body, np.array([start, 0], np.uint32), threads=96)
     assert got[1] == 96
     if expected is not None:
@@ -91,7 +95,8 @@ def test_compare_and_swap_elects_one():
 
 def test_packed_atomics():
     out = np.array([0, 0], np.uint32)
-    body = "ld.param.u64 %rd1, [out]; mov.b32 %r1, 0x3F80C000; red.global.add.noftz.bf16x2 [%rd1], %r1; red.global.add.f32 [%rd1+4], 0f3E800000;"
+    body = """ld.param.u64 %rd1, [out]; mov.b32 %r1, 0x3F80C000; red.global.add.noftz.bf16x2 [%rd1], %r1;
+        red.global.add.f32 [%rd1+4], 0f3E800000;"""
     got = run(body, out, threads=4)
     assert got[0] == 0x4080C100 and got.view(np.float32)[1] == 1.0  # 4 x (1, -2) and 4 x 0.25
 

@@ -8,7 +8,9 @@
 namespace glm5::emulator {
 namespace {
 
-const char* verb(Access access) { return access == Access::read ? "read" : access == Access::write ? "write" : "atomic access"; }
+const char* verb(Access access) {
+  return access == Access::read ? "read" : access == Access::write ? "write" : "atomic access";
+}
 
 // The part of shared memory that a block has, as host addresses.
 struct Range {
@@ -25,11 +27,11 @@ Range shared_range(Cluster& cluster, u64 host) {
   Cluster& cluster = cluster_of(warp);
   const u32 address = shared_address(warp, host), rank = address >> kRankShift;
   if (rank >= cluster.ctas.size())
-    fault(warp, lane, "bounds", verb(access), " of ", bytes, " bytes in shared memory of block ", rank, " of a cluster of ",
-          cluster.ctas.size());
+    fault(warp, lane, "bounds", verb(access), " of ", bytes, " bytes in shared memory of block ", rank,
+          " of a cluster of ", cluster.ctas.size());
   const u32 offset = address & ((u32{1} << kRankShift) - 1), end = cluster.ctas[rank]->shared_end;
-  fault(warp, lane, "bounds", verb(access), " of ", bytes, " bytes at shared address ", Hex{offset}, ", outside the block's ",
-        end - kFirstShared, " bytes [", Hex{kFirstShared}, ", ", Hex{end}, ")");
+  fault(warp, lane, "bounds", verb(access), " of ", bytes, " bytes at shared address ", Hex{offset},
+        ", outside the block's ", end - kFirstShared, " bytes [", Hex{kFirstShared}, ", ", Hex{end}, ")");
 }
 
 [[noreturn]] void outside_global(Warp& warp, int lane, Access access, u64 host, u64 bytes, const Extent* extent) {
@@ -38,9 +40,10 @@ Range shared_range(Cluster& cluster, u64 host) {
   if (!extent->is_live && host < extent->end)
     fault(warp, lane, "freed", verb(access), " of ", bytes, " bytes in ", extent->name, ", which was freed");
   const i64 beyond = static_cast<i64>(host - extent->end);
-  fault(warp, lane, "bounds", verb(access), " of ", bytes, " bytes at byte ", host - extent->begin, " of ", extent->name,
-        ", which has ", extent->end - extent->begin, " bytes (", beyond >= 0 ? "starts " : "crosses the end; starts ",
-        beyond >= 0 ? beyond : -beyond, beyond >= 0 ? " beyond its end)" : " before its end)");
+  fault(warp, lane, "bounds", verb(access), " of ", bytes, " bytes at byte ", host - extent->begin, " of ",
+        extent->name, ", which has ", extent->end - extent->begin, " bytes (",
+        beyond >= 0 ? "starts " : "crosses the end; starts ", beyond >= 0 ? beyond : -beyond,
+        beyond >= 0 ? " beyond its end)" : " before its end)");
 }
 
 void check_shadow(Warp& warp, int lane, Access access, u64 host, u64 bytes, const char* what) {

@@ -22,7 +22,8 @@ inline void host_addresses(Warp& warp, const Instruction& in, u32 mask, u64* hos
 }
 
 // All checks of an access by the generic proxy.
-inline void check_access(Warp& warp, const Instruction& in, Access access, const u64* hosts, u32 mask, u32 bytes, u32 alignment) {
+inline void check_access(Warp& warp, const Instruction& in, Access access, const u64* hosts, u32 mask, u32 bytes,
+                         u32 alignment) {
   check_lanes(warp, access, hosts, mask, bytes, alignment);
   const auto listener = agents().on_access;
   if (listener == nullptr || in.space == Space::param) return;

@@ -7,10 +7,10 @@ namespace glm5::emulator {
 
 struct Agents {
   void (*on_cluster_start)(Cluster&) = nullptr;
-  void (*on_cluster_end)(Cluster&) = nullptr;       // all warps have exited: what is still pending is completed or reported
+  void (*on_cluster_end)(Cluster&) = nullptr;  // all warps have exited: what is still pending is completed or reported
   void (*on_warp_exit)(Warp&, u32 lanes) = nullptr;
-  // Completes one pending asynchronous operation of the cluster; false where there is none. `urgent`: nothing else can run.
-  // Not urgent: the schedule may decide to complete none.
+  // Completes one pending asynchronous operation of the cluster; false where there is none. `urgent`: nothing else can
+  // run. Not urgent: the schedule may decide to complete none.
   bool (*complete_one)(Cluster&, bool urgent) = nullptr;
   void (*on_access)(Warp&, const Instruction&, const AccessEvent&) = nullptr;  // generic proxy, after the checks
   // Ordering edges, for the race check. A barrier: arrivals publish, departures acquire. `key` names the object.
@@ -28,8 +28,8 @@ inline u64 cluster_barrier_key(const Cluster& cluster) { return u64(&cluster.bar
 // True where a group must wait until the lanes of `members` are together at this instruction (the .sync rule): fills
 // group.wait. Executors of .sync instructions begin with: if (must_converge(...)) return Step::blocked;
 bool must_converge(Warp& warp, u32 members);
-// For .aligned instructions: all live lanes of the warp must be in this group and have a true guard, or it is a fault once
-// the others cannot come any more.
+// For .aligned instructions: all live lanes of the warp must be in this group and have a true guard, or it is a fault
+// once the others cannot come any more.
 bool must_converge_aligned(Warp& warp, u32 mask);
 
 }  // namespace glm5::emulator

@@ -145,7 +145,10 @@ Executor pick(Decoder& decoder, Type type) {
 }
 
 Type bits_type(Type type) {
-  return bytes_of(type) == 2 ? Type::b16 : bytes_of(type) == 4 ? Type::b32 : bytes_of(type) == 8 ? Type::b64 : Type::b128;
+  return bytes_of(type) == 2   ? Type::b16
+         : bytes_of(type) == 4 ? Type::b32
+         : bytes_of(type) == 8 ? Type::b64
+                               : Type::b128;
 }
 
 void decode_atomic(Decoder& decoder, const TextInstruction& text, Instruction& in) {
@@ -156,8 +159,9 @@ void decode_atomic(Decoder& decoder, const TextInstruction& text, Instruction& i
   const bool has_result = text.words[0] == "atom";
   size_t at = has_result ? 1 : 0;
   const Space space = decoder.has("global") ? Space::global
-                      : decoder.has("shared") || decoder.has("shared::cta") || decoder.has("shared::cluster") ? Space::shared
-                                                                                                      : Space::generic;
+                      : decoder.has("shared") || decoder.has("shared::cta") || decoder.has("shared::cluster")
+                          ? Space::shared
+                          : Space::generic;
   decoder.address(text.operands.at(at), space, in);
   in.is_volatile = true;
   if (decoder.has("cas")) {

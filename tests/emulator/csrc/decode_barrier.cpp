@@ -39,8 +39,9 @@ void arrive(Warp& warp, const Instruction& in, u32 mask, u32 number) {
     fault(warp, first_lane(mask), "barrier", "barrier ", number, " waits for ", expected, " threads; the block has ",
           cta.warps.size() * kLanes);
   if (barrier.arrived > 0 && (barrier.expects_all != !counted || (counted && barrier.expected != expected)))
-    fault(warp, first_lane(mask), "barrier", "barrier ", number, " is used with ", counted ? expected : live_threads(cta),
-          " threads while others wait there for ", barrier.expects_all ? live_threads(cta) : barrier.expected);
+    fault(warp, first_lane(mask), "barrier", "barrier ", number, " is used with ",
+          counted ? expected : live_threads(cta), " threads while others wait there for ",
+          barrier.expects_all ? live_threads(cta) : barrier.expected);
   barrier.expected = expected;
   barrier.expects_all = !counted;
   barrier.arrived += kLanes;
@@ -80,7 +81,9 @@ Step run_barrier(Warp& warp, const Instruction& in, u32 mask) {
     case Reduction::popc:
       compute(row<u32>(warp, in.d), mask, [&](int) { return barrier.last_votes; });
       break;
-    case Reduction::all: set_predicate(warp, in.d, mask, barrier.last_votes == barrier.last_voters ? kAllLanes : 0); break;
+    case Reduction::all:
+      set_predicate(warp, in.d, mask, barrier.last_votes == barrier.last_voters ? kAllLanes : 0);
+      break;
     case Reduction::any: set_predicate(warp, in.d, mask, barrier.last_votes ? kAllLanes : 0);
   }
   return Step::next;
@@ -90,11 +93,13 @@ Step run_barrier(Warp& warp, const Instruction& in, u32 mask) {
 Step run_warp_sync(Warp& warp, const Instruction& in, u32 mask) {
   const u32 members = row<u32>(warp, in.a)[first_lane(mask)] & warp.live;
   if (mask & warp.live & ~members)
-    fault(warp, first_lane(mask & ~members), "divergence", "a lane executes bar.warp.sync without being in its member mask");
+    fault(warp, first_lane(mask & ~members), "divergence",
+          "a lane executes bar.warp.sync without being in its member mask");
   Group& group = *warp.group;
   u32 present = mask;
   for (const Group& other : warp.groups)
-    if (&other != &group && other.wait.kind == WaitKind::converge && other.wait.ticket == 1 && other.wait.parity == members)
+    if (&other != &group && other.wait.kind == WaitKind::converge && other.wait.ticket == 1 &&
+        other.wait.parity == members)
       present |= other.mask;
   if (group.wait.ticket == 2) {
     group.wait = {};
@@ -105,7 +110,8 @@ Step run_warp_sync(Warp& warp, const Instruction& in, u32 mask) {
     return Step::blocked;
   }
   for (Group& other : warp.groups)
-    if (&other != &group && other.wait.kind == WaitKind::converge && other.wait.ticket == 1 && other.wait.parity == members)
+    if (&other != &group && other.wait.kind == WaitKind::converge && other.wait.ticket == 1 &&
+        other.wait.parity == members)
       other.wait.ticket = 2;
   group.wait = {};
   wake(cluster_of(warp));

@@ -47,7 +47,8 @@ void copy_areas(Warp& warp, const std::vector<AreaCopy>& copies, u32 mask) {
     const u8* from = warp.registers.data() + copy.from;
     u8* to = warp.registers.data() + copy.to;
     each_lane(mask, [&](int i) {
-      std::memcpy(to + static_cast<u32>(i) * copy.to_lane_bytes, from + static_cast<u32>(i) * copy.from_lane_bytes, copy.bytes);
+      std::memcpy(to + static_cast<u32>(i) * copy.to_lane_bytes, from + static_cast<u32>(i) * copy.from_lane_bytes,
+                  copy.bytes);
     });
   }
 }
@@ -69,7 +70,8 @@ Step run_call(Warp& warp, const Instruction& in, u32 mask) {
   copy_areas(warp, site->arguments, mask);
   const u32 return_pc = warp.group->pc + 1;
   for (const CallFrame& frame : warp.group->stack)
-    if (frame.site->callee == site->callee) fault(warp, first_lane(mask), "control", "recursive calls are not supported");
+    if (frame.site->callee == site->callee)
+      fault(warp, first_lane(mask), "control", "recursive calls are not supported");
   const Step step = jump(warp, mask, site->callee->first);
   (warp.group->mask == mask ? *warp.group : warp.groups.back()).stack.push_back({return_pc, site});
   return step;
@@ -98,7 +100,8 @@ void decode_call(Decoder& decoder, const TextInstruction& text, Instruction& in)
   if (name == nullptr || decoder.is_register(*name)) decoder.fail("calls through a pointer are not supported");
   const auto place = [&](const TextOperand& operand) {
     const auto found = linker.variable(decoder.function(), static_cast<int>(text.scope), operand.name);
-    if (!found.exists || found.space != Space::param) decoder.fail("call operand ", operand.name, " is no .param variable");
+    if (!found.exists || found.space != Space::param)
+      decoder.fail("call operand ", operand.name, " is no .param variable");
     return found;
   };
   CallSite site;
@@ -115,7 +118,8 @@ void decode_call(Decoder& decoder, const TextInstruction& text, Instruction& in)
       decoder.fail("the call does not fit the signature of ", name->name);
     for (size_t i = 0; i < arguments.size(); ++i) {
       const Variable& formal = callee.parameters[i];
-      site.arguments.push_back(area_copy(place(arguments[i]), linker.signature_area(*site.callee, formal), formal.bytes));
+      site.arguments.push_back(
+          area_copy(place(arguments[i]), linker.signature_area(*site.callee, formal), formal.bytes));
     }
     for (size_t i = 0; i < results.size(); ++i) {
       const Variable& formal = callee.results[i];

@@ -12,8 +12,8 @@ namespace {
 // ---- setp, set, selp, slct
 
 enum class Compare : u32 { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan };
-constexpr std::string_view kCompareNames[] = {"eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu",
-                                              "num", "nan"};
+constexpr std::string_view kCompareNames[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ",
+                                              "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
 enum class Combine : u32 { none, with_and, with_or, with_xor };
 
 template <Compare kCompare, class T>
@@ -73,7 +73,8 @@ Step run_setp_half(Warp& warp, const Instruction& in, u32 mask) {
   const u16 *a = row<u16>(warp, in.a), *b = row<u16>(warp, in.b);
   const auto load = [](u16 bits) { return kBrain ? from_bf16(bits) : from_f16(bits); };
   const auto half = [&](int which) {
-    return where(mask, [&](int i) { return holds<kCompare>(load(a[i * kCount + which]), load(b[i * kCount + which])); });
+    return where(mask,
+                 [&](int i) { return holds<kCompare>(load(a[i * kCount + which]), load(b[i * kCount + which])); });
   };
   if constexpr (kCount == 1) {
     finish(warp, in, mask, half(0));
@@ -116,7 +117,8 @@ Executor pick_setp(Type type) {
 template <size_t... kIndex>
 Executor pick_setp(Compare compare, Type type, std::index_sequence<kIndex...>) {
   Executor found = nullptr;
-  ((static_cast<size_t>(compare) == kIndex ? void(found = pick_setp<static_cast<Compare>(kIndex)>(type)) : void()), ...);
+  ((static_cast<size_t>(compare) == kIndex ? void(found = pick_setp<static_cast<Compare>(kIndex)>(type)) : void()),
+   ...);
   return found;
 }
 
@@ -332,7 +334,8 @@ Step run_cvt(Warp& warp, const Instruction& in, u32 mask) {
       } else if (extra.from == Type::u64 && value < 0) {
         // The lowest bits cannot tip a rounding except through being nonzero: fold them into one.
         const double folded = static_cast<double>(static_cast<i64>((bits >> 11) | ((bits & 0x7ff) != 0)));
-        result = extra.to == Type::f64 ? std::bit_cast<u64>(static_cast<double>(bits)) : encode_float(folded * 2048, extra);
+        result =
+            extra.to == Type::f64 ? std::bit_cast<u64>(static_cast<double>(bits)) : encode_float(folded * 2048, extra);
       } else if (extra.to == Type::f64) {
         result = std::bit_cast<u64>(static_cast<double>(value));
       } else {
@@ -482,7 +485,8 @@ void decode_cvt(Decoder& decoder, const TextInstruction& text, Instruction& in) 
   if (decoder.has("rna")) extra.rounding = Rounding::away;
   const bool integer_rounding = decoder.has("rni") || decoder.has("rzi") || decoder.has("rmi") || decoder.has("rpi");
   extra.to_integer_first = integer_rounding && is_float(extra.to);
-  if (text.operands.size() == 3 || extra.from == Type::e4m3x2 || extra.from == Type::e5m2x2 || extra.from == Type::f16x2)
+  if (text.operands.size() == 3 || extra.from == Type::e4m3x2 || extra.from == Type::e5m2x2 ||
+      extra.from == Type::f16x2)
     return decode_pack(decoder, text, in, extra);
   if (bytes_of(extra.to) == 0 || extra.to == Type::bf16x2 || extra.to == Type::f16x2) return;
   // .sat on a float destination is [0, 1]; on f16 it is not .satfinite, which nvcc does not emit here.

@@ -1,7 +1,7 @@
 // Floating-point arithmetic of f32, f64, f16(x2) and bf16(x2). PTX ISA 9.7.3 to 9.7.5.
 //
-// Exact operations give the hardware's bits. The approximate ones (.approx, .full) give the nearest f32, from which hardware
-// may differ by the last bits that the ISA allows.
+// Exact operations give the hardware's bits. The approximate ones (.approx, .full) give the nearest f32, from which
+// hardware may differ by the last bits that the ISA allows.
 #include <cfenv>
 
 #include "decoder.h"
@@ -15,7 +15,9 @@ namespace {
 enum Detail : u32 { kFtz = 1, kSaturate = 2, kRelu = 4, kNan = 8, kRoundingShift = 4 };
 Rounding rounding_of(u32 detail) { return static_cast<Rounding>(detail >> kRoundingShift & 7); }
 
-inline float flushed(float value) { return (bits_of(value) & 0x7f800000) == 0 ? float_of(bits_of(value) & 0x80000000) : value; }
+inline float flushed(float value) {
+  return (bits_of(value) & 0x7f800000) == 0 ? float_of(bits_of(value) & 0x80000000) : value;
+}
 inline double flushed(double value) { return value; }
 template <class T>
 inline T saturated(T value) { return value > T{0} ? (value < T{1} ? value : T{1}) : T{0}; }
@@ -167,8 +169,8 @@ struct BrainFormat {
   static u16 store(float value) { return to_bf16(value); }
 };
 
-// 16-bit formats, one or two in a register: computed in f32, which holds sums and products so well that rounding twice is
-// rounding once; fma goes through round-to-odd.
+// 16-bit formats, one or two in a register: computed in f32, which holds sums and products so well that rounding twice
+// is rounding once; fma goes through round-to-odd.
 template <class Number, int kCount, class F>
 Step run_half(Warp& warp, const Instruction& in, u32 mask) {
   const u16 *a = row<u16>(warp, in.a), *b = row<u16>(warp, in.b), *c = row<u16>(warp, in.c);
@@ -176,7 +178,8 @@ Step run_half(Warp& warp, const Instruction& in, u32 mask) {
   const u32 detail = in.detail;
   each_lane(mask, [&](int lane) {
     for (int i = lane * kCount; i < (lane + 1) * kCount; ++i) {
-      const float x = Number::load(a[i]), y = kArity<F> > 1 ? Number::load(b[i]) : 0, z = kArity<F> > 2 ? Number::load(c[i]) : 0;
+      const float x = Number::load(a[i]), y = kArity<F> > 1 ? Number::load(b[i]) : 0,
+                  z = kArity<F> > 2 ? Number::load(c[i]) : 0;
       float result;
       if constexpr (std::is_same_v<F, MultiplyAdd>) result = fma_odd(x, y, z);
       else result = apply<float>(F{}, x, y, z);
@@ -216,7 +219,8 @@ u32 detail_of(Decoder& decoder, Type type) {
   if (decoder.has("NaN")) detail |= kNan;
   const Rounding rounding = decoder.has("rz") ? Rounding::zero : decoder.has("rm") ? Rounding::down
                             : decoder.has("rp") ? Rounding::up : Rounding::nearest;
-  if (rounding != Rounding::nearest && type != Type::f32 && type != Type::f64) decoder.fail("this rounding is not supported");
+  if (rounding != Rounding::nearest && type != Type::f32 && type != Type::f64)
+    decoder.fail("this rounding is not supported");
   return detail | static_cast<u32>(rounding) << kRoundingShift;
 }
 

@@ -37,7 +37,9 @@ struct MultiplyLow {
 };
 struct MultiplyHigh {
   template <class T>
-  T operator()(T a, T b) const { return static_cast<T>((static_cast<Wider<T>>(a) * static_cast<Wider<T>>(b)) >> kBits<T>); }
+  T operator()(T a, T b) const {
+    return static_cast<T>((static_cast<Wider<T>>(a) * static_cast<Wider<T>>(b)) >> kBits<T>);
+  }
 };
 struct MultiplyAddLow {
   template <class T>
@@ -108,7 +110,8 @@ struct Reverse {
   template <class T>
   T operator()(T a) const {
     Unsigned<T> result = 0;
-    for (int bit = 0; bit < kBits<T>; ++bit) result |= static_cast<Unsigned<T>>((static_cast<Unsigned<T>>(a) >> bit) & 1) << (kBits<T> - 1 - bit);
+    for (int bit = 0; bit < kBits<T>; ++bit)
+      result |= static_cast<Unsigned<T>>((static_cast<Unsigned<T>>(a) >> bit) & 1) << (kBits<T> - 1 - bit);
     return static_cast<T>(result);
   }
 };
@@ -383,9 +386,11 @@ void decode_count(Decoder& decoder, const TextInstruction& text, Instruction& in
 void decode_bfind(Decoder& decoder, const TextInstruction& text, Instruction& in) {
   const bool amount = decoder.has("shiftamt");
   if (is_signed(decoder.type_at(-1))) {
-    amount ? decode_count<FindHighest<true, true>>(decoder, text, in) : decode_count<FindHighest<false, true>>(decoder, text, in);
+    amount ? decode_count<FindHighest<true, true>>(decoder, text, in)
+           : decode_count<FindHighest<false, true>>(decoder, text, in);
   } else {
-    amount ? decode_count<FindHighest<true, false>>(decoder, text, in) : decode_count<FindHighest<false, false>>(decoder, text, in);
+    amount ? decode_count<FindHighest<true, false>>(decoder, text, in)
+           : decode_count<FindHighest<false, false>>(decoder, text, in);
   }
 }
 

@@ -84,7 +84,9 @@ void decode_mov_address(Decoder& decoder, const TextInstruction& text, Instructi
   const auto found = decoder.address_row(text.operands[1], Space::generic);
   in.a = found.row;
   in.offset = found.offset;
-  in.execute = bytes_of(type) == 8 ? run_mov_address<u64, u64> : bytes_of(type) == 4 ? run_mov_address<u32, u64> : nullptr;
+  in.execute = bytes_of(type) == 8   ? run_mov_address<u64, u64>
+               : bytes_of(type) == 4 ? run_mov_address<u32, u64>
+                                     : nullptr;
 }
 
 void decode_mov(Decoder& decoder, const TextInstruction& text, Instruction& in) {
@@ -224,7 +226,12 @@ Executor pick(Kind kind, Type type, int width) {
     case Type::s8: return of_width<i8>(kind, width);
     case Type::b16: case Type::u16: case Type::f16: case Type::bf16: return of_width<u16>(kind, width);
     case Type::s16: return of_width<i16>(kind, width);
-    case Type::b32: case Type::u32: case Type::f32: case Type::f16x2: case Type::bf16x2: return of_width<u32>(kind, width);
+    case Type::b32:
+    case Type::u32:
+    case Type::f32:
+    case Type::f16x2:
+    case Type::bf16x2:
+      return of_width<u32>(kind, width);
     case Type::s32: return of_width<i32>(kind, width);
     case Type::b64: case Type::u64: case Type::f64: case Type::s64: return of_width<u64>(kind, width);
     case Type::b128: return of_width<unsigned __int128>(kind, width);
@@ -243,11 +250,49 @@ Space space_of(Decoder& decoder) {
 
 // Cache and eviction hints change nothing here.
 void allow_access(Decoder& decoder) {
-  decoder.allow({"global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func",
-                 "const", "v2", "v4", "v8", "volatile", "relaxed", "acquire", "release", "weak", "mmio", "cta", "cluster",
-                 "gpu", "sys", "nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt", "L1::evict_normal", "L1::evict_unchanged",
-                 "L1::evict_first", "L1::evict_last", "L1::no_allocate", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B",
-                 "L2::evict_last", "L2::evict_normal", "L2::evict_first", "unified"});
+  decoder.allow({"global",
+                 "shared",
+                 "shared::cta",
+                 "shared::cluster",
+                 "local",
+                 "param",
+                 "param::entry",
+                 "param::func",
+                 "const",
+                 "v2",
+                 "v4",
+                 "v8",
+                 "volatile",
+                 "relaxed",
+                 "acquire",
+                 "release",
+                 "weak",
+                 "mmio",
+                 "cta",
+                 "cluster",
+                 "gpu",
+                 "sys",
+                 "nc",
+                 "ca",
+                 "cg",
+                 "cs",
+                 "cv",
+                 "lu",
+                 "wb",
+                 "wt",
+                 "L1::evict_normal",
+                 "L1::evict_unchanged",
+                 "L1::evict_first",
+                 "L1::evict_last",
+                 "L1::no_allocate",
+                 "L2::cache_hint",
+                 "L2::64B",
+                 "L2::128B",
+                 "L2::256B",
+                 "L2::evict_last",
+                 "L2::evict_normal",
+                 "L2::evict_first",
+                 "unified"});
 }
 
 void decode_access(Decoder& decoder, const TextInstruction& text, Instruction& in, bool is_store) {
@@ -255,7 +300,8 @@ void decode_access(Decoder& decoder, const TextInstruction& text, Instruction& i
   decoder.operands(2, 3);
   const Type type = decoder.type_at(-1);
   const TextOperand &address = text.operands[is_store ? 0 : 1], &value = text.operands[is_store ? 1 : 0];
-  in.is_volatile = decoder.has("volatile") || decoder.has("relaxed") || decoder.has("acquire") || decoder.has("release");
+  in.is_volatile =
+      decoder.has("volatile") || decoder.has("relaxed") || decoder.has("acquire") || decoder.has("release");
   const bool is_vector = value.kind == TextOperand::Kind::vector;
   std::vector<Operand> rows;
   int width = 0;
@@ -293,8 +339,12 @@ void decode_access(Decoder& decoder, const TextInstruction& text, Instruction& i
   in.execute = pick(kind, type, width);
 }
 
-void decode_ld(Decoder& decoder, const TextInstruction& text, Instruction& in) { decode_access(decoder, text, in, false); }
-void decode_st(Decoder& decoder, const TextInstruction& text, Instruction& in) { decode_access(decoder, text, in, true); }
+void decode_ld(Decoder& decoder, const TextInstruction& text, Instruction& in) {
+  decode_access(decoder, text, in, false);
+}
+void decode_st(Decoder& decoder, const TextInstruction& text, Instruction& in) {
+  decode_access(decoder, text, in, true);
+}
 
 Step run_nothing(Warp&, const Instruction&, u32) { return Step::next; }
 void decode_nothing(Decoder&, const TextInstruction&, Instruction& in) { in.execute = run_nothing; }
@@ -347,7 +397,9 @@ void decode_getctarank(Decoder& decoder, const TextInstruction& text, Instructio
   in.d = decoder.write(text.operands[0], Type::u32);
   in.a = decoder.read(text.operands[1], type);
   const bool generic = !decoder.has("shared::cluster");
-  in.execute = type == Type::u32 ? run_getctarank<u32, false> : generic ? run_getctarank<u64, true> : run_getctarank<u64, false>;
+  in.execute = type == Type::u32 ? run_getctarank<u32, false>
+               : generic         ? run_getctarank<u64, true>
+                                 : run_getctarank<u64, false>;
 }
 
 constexpr Entry kEntries[] = {

@@ -1,4 +1,5 @@
-// Operations among the lanes of a warp: shfl, vote, match, redux, elect, activemask. PTX ISA 9.7.9 and 9.7.13; setmaxnreg 9.7.19.
+// Operations among the lanes of a warp: shfl, vote, match, redux, elect, activemask. PTX ISA 9.7.9 and 9.7.13;
+// setmaxnreg 9.7.19.
 #include <algorithm>
 
 #include "agents.h"
@@ -14,12 +15,13 @@ bool wait_for_members(Warp& warp, Operand members_row, u32 mask, u32& members) {
   const u32* row_of_members = row<u32>(warp, members_row);
   members = row_of_members[first_lane(mask)];
   if (const u32 outside = mask & ~members)
-    fault(warp, first_lane(outside), "divergence", "a lane executes a .sync instruction without being in its member mask ",
-          Hex{members});
+    fault(warp, first_lane(outside), "divergence",
+          "a lane executes a .sync instruction without being in its member mask ", Hex{members});
   members &= warp.live;
   if (must_converge(warp, members)) return true;
   if (const u32 absent = members & ~mask)
-    fault(warp, first_lane(absent), "divergence", "lanes ", Hex{absent}, " are members of a .sync instruction and their guard is false");
+    fault(warp, first_lane(absent), "divergence", "lanes ", Hex{absent},
+          " are members of a .sync instruction and their guard is false");
   return false;
 }
 
@@ -217,7 +219,8 @@ void decode_setmaxnreg(Decoder& decoder, const TextInstruction& text, Instructio
   decoder.allow({"inc", "dec", "sync", "aligned"});
   decoder.operands(1, 1);
   const i64 count = decoder.immediate(text.operands[0]);
-  if (count < 24 || count > 256 || count % 8 != 0) decoder.fail("setmaxnreg takes a multiple of 8 from 24 to 256, got ", count);
+  if (count < 24 || count > 256 || count % 8 != 0)
+    decoder.fail("setmaxnreg takes a multiple of 8 from 24 to 256, got ", count);
   in.execute = run_setmaxnreg;
 }
 

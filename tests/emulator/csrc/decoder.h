@@ -42,7 +42,8 @@ class Linker;
 
 class Decoder {
  public:
-  Decoder(Linker& linker, Function& function, const TextInstruction& text) : linker_(linker), function_(function), text_(text) {}
+  Decoder(Linker& linker, Function& function, const TextInstruction& text)
+      : linker_(linker), function_(function), text_(text) {}
 
   // The row of a register, a special register or an immediate, of exactly bytes_of(type) per lane (pred: a mask).
   Operand read(const TextOperand& operand, Type type);
@@ -105,7 +106,7 @@ struct FunctionImage {
   Function* function = nullptr;
   u32 first = 0;  // index of its first instruction; text instruction i is first + i, a final exit or return follows
   std::map<std::pair<int, std::string_view>, u32> registers;  // (scope, name) -> byte offset
-  std::map<std::pair<int, std::string_view>, u32> areas;      // .param variables: byte offset; scope -1 is the signature
+  std::map<std::pair<int, std::string_view>, u32> areas;  // .param variables: byte offset; scope -1 is the signature
 };
 
 // Where a variable of any kind lives.

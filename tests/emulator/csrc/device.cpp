@@ -14,7 +14,8 @@ namespace glm5::emulator {
 namespace {
 
 // The limits of an H200 (compute capability 9.0).
-constexpr u32 kMaxThreads = 1024, kMaxCluster = 8, kMaxLargeCluster = 16, kMaxBlocksX = 0x7fffffff, kMaxBlocksYz = 65535;
+constexpr u32 kMaxThreads = 1024, kMaxCluster = 8, kMaxLargeCluster = 16, kMaxBlocksX = 0x7fffffff,
+              kMaxBlocksYz = 65535;
 
 void check_limits(const Kernel& kernel, const Program& program, const LaunchRequest& request) {
   const std::string name = demangled(kernel.name);
@@ -26,15 +27,18 @@ void check_limits(const Kernel& kernel, const Program& program, const LaunchRequ
   u64 cluster = 1;
   for (int d = 0; d < 3; ++d) {
     const u32 blocks = request.blocks[d], limit = d == 0 ? kMaxBlocksX : kMaxBlocksYz;
-    if (blocks == 0 || blocks > limit) refuse("launch of ", name, " with ", blocks, " blocks along ", "xyz"[d], "; 1 to ", limit);
+    if (blocks == 0 || blocks > limit)
+      refuse("launch of ", name, " with ", blocks, " blocks along ", "xyz"[d], "; 1 to ", limit);
     if (request.cluster[d] == 0 || blocks % request.cluster[d] != 0)
-      refuse("launch of ", name, ": ", blocks, " blocks along ", "xyz"[d], " are no multiple of the cluster's ", request.cluster[d]);
+      refuse("launch of ", name, ": ", blocks, " blocks along ", "xyz"[d], " are no multiple of the cluster's ",
+             request.cluster[d]);
     if (program.required_cluster[d] && program.required_cluster[d] != request.cluster[d])
       refuse("launch of ", name, " with a cluster of another shape than it was compiled for");
     cluster *= request.cluster[d];
   }
   if (cluster > kMaxLargeCluster || (cluster > kMaxCluster && !kernel.allows_large_clusters))
-    refuse("launch of ", name, " with clusters of ", cluster, " blocks; at most ", kMaxCluster, " without the attribute for more");
+    refuse("launch of ", name, " with clusters of ", cluster, " blocks; at most ", kMaxCluster,
+           " without the attribute for more");
   if (request.dynamic_shared_bytes > kernel.dynamic_shared_limit)
     refuse("launch of ", name, " with ", request.dynamic_shared_bytes, " bytes of dynamic shared memory; its limit is ",
            kernel.dynamic_shared_limit, " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
@@ -128,7 +132,8 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
   Program& code = program(target);
   check_limits(target, code, request);
   // 128-byte aligned, as tensor maps among the parameters need it.
-  Extent& block = Memory::instance().allocate(std::max<u32>(code.parameter_bytes, 1), "the parameters of " + demangled(target.name));
+  Extent& block = Memory::instance().allocate(std::max<u32>(code.parameter_bytes, 1),
+                                              "the parameters of " + demangled(target.name));
   auto* bytes = reinterpret_cast<u8*>(block.begin);
   for (size_t i = 0; i < code.parameters.size(); ++i)
     std::memcpy(bytes + code.parameters[i].offset, request.arguments[i], code.parameters[i].bytes);

@@ -55,7 +55,8 @@ std::string unpack_lz4(const u8* from, size_t bytes, size_t unpacked) {
 
 std::string unpack_zstd(const u8* from, size_t bytes, size_t unpacked) {
   void* library = dlopen("libzstd.so.1", RTLD_NOW);
-  if (library == nullptr) refuse("the PTX is compressed with zstd and libzstd.so.1 is not here; compile with --no-compress");
+  if (library == nullptr)
+    refuse("the PTX is compressed with zstd and libzstd.so.1 is not here; compile with --no-compress");
   using Decompress = size_t (*)(void*, size_t, const void*, size_t);
   const auto decompress = reinterpret_cast<Decompress>(dlsym(library, "ZSTD_decompress"));
   if (decompress == nullptr) refuse("libzstd.so.1 has no ZSTD_decompress");

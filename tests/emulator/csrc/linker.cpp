@@ -107,7 +107,8 @@ PlaceOfVariable Linker::variable(const Function& function, int scope, std::strin
   const auto it = module_.variables.find(name);
   if (it == module_.variables.end()) return {};
   const Variable& variable = it->second;
-  if (variable.space == Space::shared) return {.exists = true, .space = Space::shared, .offset = offsets_.at(&variable)};
+  if (variable.space == Space::shared)
+    return {.exists = true, .space = Space::shared, .offset = offsets_.at(&variable)};
   return {.exists = true, .space = variable.space, .offset = global_address(module_, variable)};
 }
 
@@ -125,7 +126,8 @@ void Linker::collect_names(const Function& function, int scope, const TextOperan
   if (variable == nullptr) {
     if (const auto it = module_.variables.find(operand.name); it != module_.variables.end()) variable = &it->second;
   }
-  if (variable && variable->space == Space::shared && std::find(shared_.begin(), shared_.end(), variable) == shared_.end())
+  if (variable && variable->space == Space::shared &&
+      std::find(shared_.begin(), shared_.end(), variable) == shared_.end())
     shared_.push_back(variable);
 }
 
@@ -207,7 +209,8 @@ void Linker::link(std::string_view kernel) {
   std::copy_n(function.required_cluster, 3, program_.required_cluster);
   for (const Variable& variable : function.parameters) {
     const u32 offset = static_cast<u32>(round_up_to(program_.parameter_bytes, variable.alignment));
-    program_.parameters.push_back({std::string(variable.name), static_cast<u32>(variable.bytes), variable.alignment, offset});
+    program_.parameters.push_back(
+        {std::string(variable.name), static_cast<u32>(variable.bytes), variable.alignment, offset});
     program_.parameter_bytes = offset + static_cast<u32>(variable.bytes);
   }
   collect(function);

@@ -38,7 +38,8 @@ Memory::Memory() {
 u8* Memory::shadow(u64 address) { return reinterpret_cast<u8*>(address + kShadowDistance); }
 
 Extent& Memory::allocate(u64 bytes, std::string name, u64 address_modulo) {
-  const u64 begin = (u64(base_) + next_ + kGap + kAlignment - 1) / kAlignment * kAlignment + address_modulo % kAlignment;
+  const u64 begin =
+      (u64(base_) + next_ + kGap + kAlignment - 1) / kAlignment * kAlignment + address_modulo % kAlignment;
   if (begin + bytes + kGap - u64(base_) > kBytes) refuse("the emulated device's address space of 4 TiB is used up");
   next_ = begin + bytes - u64(base_);
   open_pages(begin, begin + bytes + 1);

@@ -1,8 +1,8 @@
 // The memory of the emulated device: one reservation of address space, so that every device address is a host address.
 //
-// The reservation holds, in this order, the windows of shared memory, local memory, and device allocations, which are never
-// reused: an access beyond an allocation, or to a freed one, is found exactly. A second reservation of the same size, at a
-// fixed distance, holds a shadow byte for every byte of the first.
+// The reservation holds, in this order, the windows of shared memory, local memory, and device allocations, which are
+// never reused: an access beyond an allocation, or to a freed one, is found exactly. A second reservation of the same
+// size, at a fixed distance, holds a shadow byte for every byte of the first.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,8 @@
 
 namespace glm5::emulator {
 
-// shared::cluster address = rank << 24 | offset; host address = cluster.shared + address. The first 1 KiB belongs to the system.
+// shared::cluster address = rank << 24 | offset; host address = cluster.shared + address. The first 1 KiB belongs to
+// the system.
 constexpr u32 kRankShift = 24, kFirstShared = 1024;
 constexpr u64 kSharedWindowBytes = u64{16} << kRankShift;
 constexpr u32 kSharedPerBlock = 227 * 1024;  // what a block may use on sm_90
@@ -65,15 +66,16 @@ class Memory {
   std::vector<bool> windows_;
 };
 
-// Generic or space-specific address -> host address. Shared addresses are window addresses; all others are host addresses.
+// Generic or space-specific address -> host address. Shared addresses are window addresses; all others are host
+// addresses.
 inline u64 host_address(Warp& warp, Space space, u64 address) {
   return space == Space::shared ? u64(cluster_of(warp).shared) + (address & 0xffffffff) : address;
 }
 inline bool is_shared_host(Warp& warp, u64 host) { return host - u64(cluster_of(warp).shared) < kSharedWindowBytes; }
 inline u32 shared_address(Warp& warp, u64 host) { return static_cast<u32>(host - u64(cluster_of(warp).shared)); }
 
-// Bounds, liveness and initialisation of `bytes` at a host address, on behalf of one lane. Marks what is written. For the
-// asynchronous agents, and the slow path of everything else. Alignment is the caller's matter.
+// Bounds, liveness and initialisation of `bytes` at a host address, on behalf of one lane. Marks what is written. For
+// the asynchronous agents, and the slow path of everything else. Alignment is the caller's matter.
 void check_bytes(Warp& warp, int lane, Access access, u64 host, u64 bytes);
 
 // As check_bytes for the lanes of the mask, plus natural alignment to `alignment`. Addresses are host addresses.

@@ -38,7 +38,8 @@ inline double round_integer(double value, Rounding rounding) {
   return value;
 }
 
-// Rounds an exact value to `mantissa` bits after the leading one, with exponents of at least `smallest`. Does not overflow.
+// Rounds an exact value to `mantissa` bits after the leading one, with exponents of at least `smallest`. Does not
+// overflow.
 inline double round_to(double value, int mantissa, int smallest, Rounding rounding) {
   if (value == 0 || !std::isfinite(value)) return value;
   int exponent = std::ilogb(value);
@@ -76,8 +77,10 @@ inline u32 encode(double value, const Format& format, int exponent_bits) {
   if (value == 0) return top;
   const double magnitude = std::fabs(value);
   const int exponent = std::ilogb(magnitude);
-  if (exponent < format.smallest) return top | static_cast<u32>(std::ldexp(magnitude, format.mantissa - format.smallest));
-  const u32 mantissa = static_cast<u32>(std::ldexp(magnitude, format.mantissa - exponent)) - (u32{1} << format.mantissa);
+  if (exponent < format.smallest)
+    return top | static_cast<u32>(std::ldexp(magnitude, format.mantissa - format.smallest));
+  const u32 mantissa =
+      static_cast<u32>(std::ldexp(magnitude, format.mantissa - exponent)) - (u32{1} << format.mantissa);
   return top | static_cast<u32>(exponent + bias) << format.mantissa | mantissa;
 }
 

@@ -51,7 +51,8 @@ std::string formatted(Warp& warp, int lane, const std::string& format, u64 argum
     bool is_long = false;
     while (++i < format.size() && !std::strchr("diouxXcsfFeEgGaAp%", format[i])) {
       if (format[i] == 'l' || format[i] == 'z') is_long = true;
-      else if (format[i] != 'h') spec += format[i] == '*' ? std::to_string(static_cast<i32>(next(4))) : std::string(1, format[i]);
+      else if (format[i] != 'h')
+        spec += format[i] == '*' ? std::to_string(static_cast<i32>(next(4))) : std::string(1, format[i]);
     }
     if (i >= format.size()) break;
     char buffer[512];
@@ -95,8 +96,8 @@ Step run_vprintf(Warp& warp, const CallSite& site, u32 mask) {
 Step run_assertfail(Warp& warp, const CallSite& site, u32 mask) {
   const int lane = first_lane(mask);
   fault(warp, lane, "assert", "assertion `", text_at(warp, lane, argument<u64>(warp, site, 0, lane)), "` failed in ",
-        text_at(warp, lane, argument<u64>(warp, site, 3, lane)), " at ", text_at(warp, lane, argument<u64>(warp, site, 1, lane)),
-        ":", argument<u32>(warp, site, 2, lane));
+        text_at(warp, lane, argument<u64>(warp, site, 3, lane)), " at ",
+        text_at(warp, lane, argument<u64>(warp, site, 1, lane)), ":", argument<u32>(warp, site, 2, lane));
 }
 
 }  // namespace glm5::emulator

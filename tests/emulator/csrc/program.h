@@ -46,7 +46,17 @@ struct Instruction;
 using Executor = Step (*)(Warp&, const Instruction&, u32 mask);
 
 // How the counters classify an instruction.
-enum class Class : unsigned char { integer, floating, conversion, move, memory, control, synchronisation, copy, matrix };
+enum class Class : unsigned char {
+  integer,
+  floating,
+  conversion,
+  move,
+  memory,
+  control,
+  synchronisation,
+  copy,
+  matrix
+};
 
 struct Instruction {
   Executor execute = nullptr;
@@ -125,7 +135,13 @@ constexpr int bytes_of(Type type) {
     case Type::b8: case Type::u8: case Type::s8: case Type::e4m3: case Type::e5m2: return 1;
     case Type::b16: case Type::u16: case Type::s16: case Type::f16: case Type::bf16:
     case Type::e4m3x2: case Type::e5m2x2: case Type::e8m0x2: return 2;
-    case Type::b32: case Type::u32: case Type::s32: case Type::f32: case Type::f16x2: case Type::bf16x2: case Type::tf32:
+    case Type::b32:
+    case Type::u32:
+    case Type::s32:
+    case Type::f32:
+    case Type::f16x2:
+    case Type::bf16x2:
+    case Type::tf32:
     case Type::pred: return 4;
     case Type::b64: case Type::u64: case Type::s64: case Type::f64: return 8;
     case Type::b128: return 16;

@@ -466,6 +466,7 @@ std::unique_ptr<Module> parse_module(std::string owned) {
       is_extern = word == "extern";
     } else if (word == "entry" || word == "func") {
       parse_function(text, *module, word == "entry");
+      is_extern = false;
     } else if (word == "global" || word == "const" || word == "shared" || word == "local") {
       const Space space = word == "global" ? Space::global : word == "const" ? Space::constant
                           : word == "shared" ? Space::shared : Space::local;

@@ -12,8 +12,17 @@ std::string demangled(const std::string& name) {
   char* text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
   std::string result = status == 0 && text ? text : name;
   std::free(text);
-  if (const auto end = result.find('('); end != std::string::npos && result.find("(anonymous") == std::string::npos)
-    result.resize(end);
+  // Without the return type and the parameters, which may hold parentheses of their own.
+  if (result.ends_with(')')) {
+    int depth = 0;
+    for (size_t at = result.size(); at-- > 0;) {
+      depth += result[at] == ')' ? 1 : result[at] == '(' ? -1 : 0;
+      if (depth != 0) continue;
+      result.resize(at);
+      break;
+    }
+  }
+  if (result.starts_with("void ")) result.erase(0, 5);
   return result;
 }
 

@@ -14,7 +14,8 @@ namespace glm5::emulator {
 namespace {
 
 constexpr u32 kMultiprocessors = 132;
-// A cluster that has not ended after so many instructions may wait for one that has not begun: the next one is admitted.
+// A cluster that has not ended after so many instructions may wait for one that has not begun: the next one is
+// admitted.
 constexpr u64 kPatience = 1'000'000;
 
 std::unique_ptr<Warp> make_warp(Cta& cta, int index, u32 lanes) {

@@ -1,4 +1,5 @@
-// libcudart as far as programs use it: registration, launches, what the device is, errors. Memory is in runtime_memory.cpp.
+// libcudart as far as programs use it: registration, launches, what the device is, errors. Memory is in
+// runtime_memory.cpp.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -32,7 +33,8 @@ void copy_dim(u32 (&to)[3], dim3 from) {
   to[2] = from.z;
 }
 
-cudaError_t launch(const void* stub, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes, dim3 cluster = dim3(1, 1, 1)) {
+cudaError_t launch(const void* stub, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
+                   dim3 cluster = dim3(1, 1, 1)) {
   LaunchRequest request;
   copy_dim(request.blocks, blocks);
   copy_dim(request.threads, threads);
@@ -77,11 +79,14 @@ extern "C" {
 
 // ---- registration and launch: what nvcc's host code calls
 
-void** __cudaRegisterFatBinary(void* wrapper) { return reinterpret_cast<void**>(Device::instance().add_image(wrapper)); }
+void** __cudaRegisterFatBinary(void* wrapper) {
+  return reinterpret_cast<void**>(Device::instance().add_image(wrapper));
+}
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
-void __cudaRegisterFunction(void** image, const char* stub, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+void __cudaRegisterFunction(void** image, const char* stub, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
+                            int*) {
   Device::instance().add_kernel(reinterpret_cast<Image*>(image), stub, name);
 }
 void __cudaRegisterVar(void** image, char* host, char*, const char* name, int, size_t, int, int) {
@@ -107,18 +112,20 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* stub) {
   *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(stub));
   return cudaSuccess;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes, cudaStream_t) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
+                               cudaStream_t) {
   return launch(kernel, blocks, threads, arguments, shared_bytes);
 }
-cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
-                                    cudaStream_t) {
+cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 blocks, dim3 threads, void** arguments,
+                                    size_t shared_bytes, cudaStream_t) {
   return launch(kernel, blocks, threads, arguments, shared_bytes);
 }
-cudaError_t cudaLaunchKernel(const void* stub, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes, cudaStream_t) {
+cudaError_t cudaLaunchKernel(const void* stub, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
+                             cudaStream_t) {
   return launch(stub, blocks, threads, arguments, shared_bytes);
 }
-cudaError_t cudaLaunchCooperativeKernel(const void* stub, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
-                                        cudaStream_t) {
+cudaError_t cudaLaunchCooperativeKernel(const void* stub, dim3 blocks, dim3 threads, void** arguments,
+                                        size_t shared_bytes, cudaStream_t) {
   return launch(stub, blocks, threads, arguments, shared_bytes);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub, void** arguments) {
@@ -161,15 +168,17 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* st
 cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
 
 // How many blocks fit on a multiprocessor, by shared memory and threads alone: registers are not known from PTX.
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* stub, int threads, size_t shared_bytes,
-                                                                   unsigned) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* stub, int threads,
+                                                                   size_t shared_bytes, unsigned) {
   return guarded([&] {
     const Program& program = Device::instance().program(Device::instance().kernel(stub));
     const size_t per_block = shared_bytes + program.static_shared_bytes + 1024;
-    *blocks = static_cast<int>(std::min<size_t>(228 * 1024 / per_block, 2048 / static_cast<size_t>(std::max(threads, 1))));
+    *blocks =
+        static_cast<int>(std::min<size_t>(228 * 1024 / per_block, 2048 / static_cast<size_t>(std::max(threads, 1))));
   });
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* stub, int threads, size_t shared_bytes) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* stub, int threads,
+                                                          size_t shared_bytes) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, stub, threads, shared_bytes, 0);
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
@@ -248,7 +257,9 @@ cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 // The emulator has no time.
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) { return *milliseconds = 0, cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
+  return *milliseconds = 0, cudaSuccess;
+}
 
 // ---- the driver's functions
 

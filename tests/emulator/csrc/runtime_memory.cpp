@@ -49,7 +49,8 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   return guarded([&] {
     *pointer = nullptr;
     if (bytes == 0) return;
-    Extent& extent = Memory::instance().allocate(bytes, "an allocation of " + std::to_string(bytes) + " bytes by cudaMalloc");
+    Extent& extent =
+        Memory::instance().allocate(bytes, "an allocation of " + std::to_string(bytes) + " bytes by cudaMalloc");
     Memory::instance().mark(extent.begin, bytes, kUninitialised);
     *pointer = reinterpret_cast<void*>(extent.begin);
   }, cudaErrorMemoryAllocation);
@@ -69,18 +70,21 @@ cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) { return guarded([&] { copy(to, from, bytes); }); }
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  return guarded([&] { copy(to, from, bytes); });
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
   return cudaMemcpy(to, from, bytes, kind);
 }
-cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind) {
+cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
+                         cudaMemcpyKind) {
   return guarded([&] {
     for (size_t y = 0; y < height; ++y)
       copy(static_cast<char*>(to) + y * to_pitch, static_cast<const char*>(from) + y * from_pitch, width);
   });
 }
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t) {
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t) {
   return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
 }
 cudaError_t cudaMemset(void* pointer, int value, size_t bytes) {
@@ -90,7 +94,9 @@ cudaError_t cudaMemset(void* pointer, int value, size_t bytes) {
     written(pointer, bytes);
   });
 }
-cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) { return cudaMemset(pointer, value, bytes); }
+cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) {
+  return cudaMemset(pointer, value, bytes);
+}
 cudaError_t cudaMemset2D(void* pointer, size_t pitch, int value, size_t width, size_t height) {
   return guarded([&] {
     if (height > 1 && pitch < width) refuse("cudaMemset2D with a pitch of ", pitch, " bytes and a width of ", width);
@@ -117,10 +123,13 @@ cudaError_t cudaGetSymbolSize(size_t* size, const void* symbol) {
   });
 }
 cudaError_t cudaMemcpyToSymbol(const void* symbol, const void* from, size_t bytes, size_t offset, cudaMemcpyKind) {
-  return guarded([&] { copy(reinterpret_cast<char*>(Device::instance().variable_address(symbol, nullptr)) + offset, from, bytes); });
+  return guarded([&] {
+    copy(reinterpret_cast<char*>(Device::instance().variable_address(symbol, nullptr)) + offset, from, bytes);
+  });
 }
 cudaError_t cudaMemcpyFromSymbol(void* to, const void* symbol, size_t bytes, size_t offset, cudaMemcpyKind) {
-  return guarded([&] { copy(to, reinterpret_cast<char*>(Device::instance().variable_address(symbol, nullptr)) + offset, bytes); });
+  return guarded(
+      [&] { copy(to, reinterpret_cast<char*>(Device::instance().variable_address(symbol, nullptr)) + offset, bytes); });
 }
 
 }  // extern "C"

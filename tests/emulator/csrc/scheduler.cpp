@@ -36,8 +36,8 @@ void merge_groups(Warp& warp) {
   }
 }
 
-// The deepest stack, then the lowest pc: so that lanes that are ahead wait where the others will meet them. After a slice
-// that did not bring them together each of the others gets one in turn: a group may spin on what a sibling does.
+// The deepest stack, then the lowest pc: so that lanes that are ahead wait where the others will meet them. After a
+// slice that did not bring them together each of the others gets one in turn: a group may spin on what a sibling does.
 Group* choose_group(Warp& warp) {
   if (warp.rotation & 1) {
     Group& other = warp.groups[warp.rotation / 2 % warp.groups.size()];
@@ -145,7 +145,8 @@ bool run_warp(Warp& warp, u64 slice) {
     const Turn turn = run_group(warp, *group, std::min(kSlice, slice));
     charge(*cluster.grid, warp, warp.executed - before);
     // A blocked instruction alone is no advance, unless it changed something (an arrival).
-    advanced = advanced || turn != Turn::blocked || warp.executed - before > 1 || group->pc != pc || cluster.events != events;
+    advanced =
+        advanced || turn != Turn::blocked || warp.executed - before > 1 || group->pc != pc || cluster.events != events;
     if (turn == Turn::blocked && warp.groups.size() > 1 && cluster.events != warp.seen_events) {
       warp.seen_events = cluster.events;
       for (Group& other : warp.groups) other.blocked = false;
@@ -185,7 +186,8 @@ std::string describe_wait(const Warp& warp, const Group& group) {
       break;
     }
     case WaitKind::cluster_barrier: out << "waits at the cluster barrier"; break;
-    case WaitKind::mbarrier: out << "waits for phase " << wait.parity << " of the mbarrier at " << Hex{wait.address} << " ("
+    case WaitKind::mbarrier:
+      out << "waits for phase " << wait.parity << " of the mbarrier at " << Hex{wait.address} << " ("
           << describe_barrier(*warp.cta->cluster, wait.address) << ")";
       break;
     case WaitKind::copy_group: out << "waits for cp.async groups"; break;
@@ -195,7 +197,8 @@ std::string describe_wait(const Warp& warp, const Group& group) {
   }
   const Place& place = warp.program->places[group.pc];
   const auto& files = warp.program->files;
-  out << " at " << (place.file < files.size() ? files[place.file] : "") << ":" << place.line << " `" << place.text << "`";
+  out << " at " << (place.file < files.size() ? files[place.file] : "") << ":" << place.line << " `" << place.text
+      << "`";
   return out.str();
 }
 
@@ -219,8 +222,8 @@ std::string describe_wait(const Warp& warp, const Group& group) {
     }
   }
   if (divergent)
-    fault(*first, -1, "divergence", "lanes of a warp wait for lanes that never come to the same .sync instruction; ", count,
-          " groups wait:", all.str());
+    fault(*first, -1, "divergence", "lanes of a warp wait for lanes that never come to the same .sync instruction; ",
+          count, " groups wait:", all.str());
   fault(*first, -1, "deadlock", "no warp can run and no asynchronous operation is pending; ", count, " groups wait:",
         all.str());
 }
@@ -336,8 +339,8 @@ bool must_converge(Warp& warp, u32 members) {
 bool must_converge_aligned(Warp& warp, u32 mask) {
   Group& group = *warp.group;
   if (mask != group.mask)
-    fault(warp, first_lane(group.mask & ~mask), "divergence", "an .aligned instruction is executed by the lanes ", Hex{mask},
-          " and not by the lanes ", Hex{group.mask & ~mask}, ", whose guard is false");
+    fault(warp, first_lane(group.mask & ~mask), "divergence", "an .aligned instruction is executed by the lanes ",
+          Hex{mask}, " and not by the lanes ", Hex{group.mask & ~mask}, ", whose guard is false");
   return must_converge(warp, warp.live);
 }
 

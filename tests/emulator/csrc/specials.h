@@ -1,4 +1,5 @@
-// The special registers: rows of a warp that are filled when it starts. The last ones have no PTX name; decoders use them.
+// The special registers: rows of a warp that are filled when it starts. The last ones have no PTX name; decoders use
+// them.
 #pragma once
 
 #include <string_view>

@@ -1,8 +1,8 @@
 // What exists while a grid runs: warps with their groups of lanes, blocks, clusters, the grid.
 //
-// A warp's lanes are in groups, each with its own pc and return stack; groups split at branches and merge when they meet. An
-// executor sees the running group as warp.group. Blocking is by retry: an executor that cannot go on fills group.wait, returns
-// Step::blocked, and is called again once something has changed.
+// A warp's lanes are in groups, each with its own pc and return stack; groups split at branches and merge when they
+// meet. An executor sees the running group as warp.group. Blocking is by retry: an executor that cannot go on fills
+// group.wait, returns Step::blocked, and is called again once something has changed.
 #pragma once
 
 #include <deque>
