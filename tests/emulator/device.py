@@ -56,7 +56,10 @@ def call(name: str, *arguments):
 
 
 def last_fault() -> Fault:
-    return Fault(call("check").decode(), call("sentence").decode())
+    """What went wrong. It is told here, so the next program that asks the runtime for its last error finds none."""
+    fault = Fault(call("check").decode(), call("sentence").decode())
+    library().cudaGetLastError()
+    return fault
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from torch import nn
 import glm5_ops
 from glm5_ops import reference
 from glm5_ops.model import Fp8Linear
-from glm5_ops.model.linear import GRADIENT_FLOOR
+from glm5_ops.model.linear import GRADIENT_FLOOR, _OptimizerSteps
 from glm5_ops.workloads._compare import within_torch
 from tests.harness import TARGETS, check_same_bits, message_of
 
 on_targets = pytest.mark.parametrize("target", [t for t in TARGETS if not t.interpreted], ids=str)
 # One dimension below a group, one of several groups, one ragged as 576 = 4.5 blocks; tokens that are no multiple of 16.
-SIZES = ((3, 64, 48), (37, 576, 200), (130, 256, 576))
+SIZES = ((3, 64, 48), (37, 576, 208), (130, 256, 576))
 # A value in e4m3 is off by at most 2^-4 of itself, 2^-4 / sqrt(3) in the root mean square; two independent operands
 # make sqrt(2) of that. bf16's own rounding, 2^-8, comes on top.
 FP8_ERROR = 2**-4 / 3**0.5 * 2**0.5 + 2**-8
@@ -107,7 +107,7 @@ def test_is_near_a_bf16_linear(tokens, in_features, out_features, target):
 @on_targets
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_rows_do_not_depend_on_the_batch(dtype, target):
-    layer = a_layer(576, 200, dtype=dtype, device=target.device)
+    layer = a_layer(576, 208, dtype=dtype, device=target.device)
     x = an_input(67, 576, device=target.device, dtype=dtype)
     y = layer(x)
     y.backward(the_gradient(y))
@@ -120,7 +120,7 @@ def test_rows_do_not_depend_on_the_batch(dtype, target):
 
 @on_targets
 def test_same_bits_twice_and_with_any_number_of_threads(target):
-    layer = a_layer(256, 300, device=target.device)
+    layer = a_layer(256, 304, device=target.device)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
@@ -138,7 +138,7 @@ def test_same_bits_twice_and_with_any_number_of_threads(target):
 
 @on_targets
 def test_reference_ops_serve_as_well_as_native_ones(target):
-    native = a_layer(256, 200, device=target.device)
+    native = a_layer(256, 208, device=target.device)
     slow = copy.deepcopy(native)
     slow.ops = reference
     for layer in (native, slow):
@@ -183,7 +183,8 @@ def test_wgrad_sums_over_whole_steps_of_16_tokens():
     assert k_of_products == [64, 48, 48]  # in_features, out_features, 37 tokens and 11 of zeros
 
 
-def test_gradients_only_where_they_are_asked_for():
+def test_gradients_only_where_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(_OptimizerSteps, "taken", 0)  # steps of other tests would look like a change of the weight
     layer = a_layer(64, 48).requires_grad_(False)
     x = an_input(5, 64)
     layer(x).sum().backward()
