@@ -32,8 +32,8 @@ class Prepared:
 def copy_of_the_same_bytes(reference: Callable) -> Prepared:
     """A baseline: as many bytes as the op reads and writes, half read and half written, into memory that is there.
 
-    The op makes new tensors, so this is the stricter measure; a copy into a new tensor would measure the allocator, whose
-    speed jumps with the size.
+    The op makes new tensors, so this is the stricter measure; a copy into a new tensor would measure the allocator,
+    whose speed jumps with the size.
     """
 
     def prepare(**inputs) -> Callable[[], object]:
