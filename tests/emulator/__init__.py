@@ -22,9 +22,7 @@ def available() -> str | None:
     loaded = {line.split()[-1] for line in maps if "libcudart.so.13" in line}
     try:
         if others := {path for path in loaded if Path(path).parent != build()}:
-            return (
-                f"this process has loaded {others.pop()}; the emulator needs one without CUDA, torch for the CPU"
-            )
+            return f"this process has loaded {others.pop()}; the emulator needs one without CUDA, torch for the CPU"
         native()
     except (RuntimeError, ImportError, OSError) as problem:
         return str(problem)
