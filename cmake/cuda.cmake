@@ -79,8 +79,8 @@ function(glm5_add_cuda_kernels target)
   add_library(glm5_cuda OBJECT ${kernels})
   target_include_directories(glm5_cuda PRIVATE csrc)
   target_include_directories(glm5_cuda SYSTEM PRIVATE "${GLM5_CUTLASS_INCLUDE}")
-  # Said by hand: CMake 3.25 does not know that nvcc 13 has C++20.
-  target_compile_options(glm5_cuda PRIVATE -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr
+  target_compile_features(glm5_cuda PRIVATE cuda_std_20)
+  target_compile_options(glm5_cuda PRIVATE -O3 -lineinfo --expt-relaxed-constexpr
                          "SHELL:-gencode arch=compute_90a,code=[sm_90a,compute_90a]" "SHELL:-Xptxas -v")
   target_link_libraries(glm5_cuda PRIVATE CUDA::cudart_static)
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:glm5_cuda>)
