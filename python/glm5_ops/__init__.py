@@ -15,7 +15,12 @@ if TYPE_CHECKING:
         fp8_gemm_into,
         gemm,
         gemm_into,
+<<<<<<< HEAD
         indexer_cache_append,
+=======
+        indexer_logits,
+        indexer_logits_paged,
+>>>>>>> dsacpu
         quantize_fp8,
     )
 
@@ -27,7 +32,12 @@ __all__ = [
     "fp8_gemm_into",
     "gemm",
     "gemm_into",
+<<<<<<< HEAD
     "indexer_cache_append",
+=======
+    "indexer_logits",
+    "indexer_logits_paged",
+>>>>>>> dsacpu
     "quantize_fp8",
 ]
 

@@ -7,7 +7,11 @@ from importlib import import_module
 
 from glm5_ops.workloads._workload import Case, Workload
 
+<<<<<<< HEAD
 MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_cache_append", "quantize_fp8")
+=======
+MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_logits", "quantize_fp8")
+>>>>>>> dsacpu
 
 
 def all_workloads() -> dict[str, Workload]:
