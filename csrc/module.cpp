@@ -10,11 +10,8 @@ namespace glm5 {
 void bind_dequantize_fp8(nb::module_&);
 void bind_fp8_gemm(nb::module_&);
 void bind_gemm(nb::module_&);
-<<<<<<< HEAD
 void bind_indexer_cache_append(nb::module_&);
-=======
 void bind_indexer_logits(nb::module_&);
->>>>>>> dsacpu
 void bind_quantize_fp8(nb::module_&);
 
 void bind_build(nb::module_& m) {
@@ -52,11 +49,8 @@ NB_MODULE(_native, m) {
   bind_dequantize_fp8(m);
   bind_fp8_gemm(m);
   bind_gemm(m);
-<<<<<<< HEAD
   bind_indexer_cache_append(m);
-=======
   bind_indexer_logits(m);
->>>>>>> dsacpu
   bind_quantize_fp8(m);
 }
 

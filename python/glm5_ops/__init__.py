@@ -15,12 +15,11 @@ if TYPE_CHECKING:
         fp8_gemm_into,
         gemm,
         gemm_into,
-<<<<<<< HEAD
         indexer_cache_append,
-=======
         indexer_logits,
+        indexer_logits_at,
+        indexer_logits_at_bwd,
         indexer_logits_paged,
->>>>>>> dsacpu
         quantize_fp8,
     )
 
@@ -32,12 +31,11 @@ __all__ = [
     "fp8_gemm_into",
     "gemm",
     "gemm_into",
-<<<<<<< HEAD
     "indexer_cache_append",
-=======
     "indexer_logits",
+    "indexer_logits_at",
+    "indexer_logits_at_bwd",
     "indexer_logits_paged",
->>>>>>> dsacpu
     "quantize_fp8",
 ]
 

@@ -7,11 +7,15 @@ from importlib import import_module
 
 from glm5_ops.workloads._workload import Case, Workload
 
-<<<<<<< HEAD
-MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_cache_append", "quantize_fp8")
-=======
-MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_logits", "quantize_fp8")
->>>>>>> dsacpu
+MODULES = (
+    "dequantize_fp8",
+    "fp8_gemm",
+    "gemm",
+    "indexer_cache_append",
+    "indexer_logits",
+    "indexer_logits_at",
+    "quantize_fp8",
+)
 
 
 def all_workloads() -> dict[str, Workload]:

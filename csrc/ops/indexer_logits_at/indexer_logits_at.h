@@ -1,0 +1,50 @@
+// indexer_logits_at: the scores of indexer_logits at given keys only, and their gradient.
+//
+//   out[t, j] = score(t, indices[t, j]), the same bits as there (its header has the equation and the tree);
+//   -inf where the index is no key: negative, or keys and beyond. An index may stand in a row more than once.
+//
+// The gradient, for g = grad[t, j] * k_scales[s] (e4m3) or grad[t, j] (bf16) at the key s = indices[t, j], d(h) as there:
+//   a(h)       = d(h) > 0 ? g * weights[t, h] : 0
+//   dweights[t, h] = sum over j of g * relu(d(h)): 16 chains of fused multiply-adds, chain i over j = i, i + 16, ..
+//                ascending; then chain i += chain i + 8 for i < 8, and so on with 4, 2, 1
+//   dq[t, h]   = sum over j of a(h) * k[s]: 64 j at a time a chain from zero, ascending; these are added ascending
+//   dk[s]      = sum over the (t, j) with indices[t, j] = s, ascending in t and then in j, of
+//                (the chain over heads ascending, from zero, of a(h) * q[t, h])
+// each rounded to its tensor's type once. relu'(0) = 0. What stands in grad beside an absent key does not count. The
+// order is that of the indices alone, so the same bits come back from every run, thread count and machine of one kind;
+// on CPU from every instruction set. With e4m3 there is dweights only.
+#pragma once
+
+#include "core/indexer.h"
+
+namespace glm5 {
+
+constexpr i64 kAtChunk = 64;   // j of a chain of dq
+constexpr i64 kAtChains = 16;  // of dweights
+
+struct IndexerLogitsAtArgs {
+  IndexerOperands operands;         // dense keys; windows do not exist
+  Tensor<const i32, 2> indices;     // [tokens, topk], row-major
+  Tensor<f32, 2> out;               // [tokens, topk], row-major
+  Tensor<u8, 1> workspace;          // indexer_logits_at_workspace_bytes()
+};
+
+struct IndexerLogitsAtBwdArgs {
+  IndexerOperands operands;
+  Tensor<const i32, 2> indices;     // [tokens, topk], row-major
+  Tensor<const f32, 2> grad;        // [tokens, topk], row-major
+  Tensor<bf16, 3> dq;               // [tokens, heads, dim], row-major; [0, 0, 0] with e4m3
+  Tensor<bf16, 2> dk;               // [keys, dim], row-major; [0, 0] with e4m3
+  Tensor<f32, 2> dweights;          // [tokens, heads], row-major
+  Tensor<u8, 1> workspace;          // indexer_logits_at_bwd_workspace_bytes()
+};
+
+i64 indexer_logits_at_workspace_bytes(i64 heads, i64 dim);
+i64 indexer_logits_at_bwd_workspace_bytes(i64 tokens, i64 topk, i64 keys, i64 heads, i64 dim);
+
+void indexer_logits_at_cpu(const IndexerLogitsAtArgs&);
+void indexer_logits_at_cuda(const IndexerLogitsAtArgs&, void* stream);
+void indexer_logits_at_bwd_cpu(const IndexerLogitsAtBwdArgs&);
+void indexer_logits_at_bwd_cuda(const IndexerLogitsAtBwdArgs&, void* stream);
+
+}  // namespace glm5

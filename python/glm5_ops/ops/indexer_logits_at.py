@@ -1,0 +1,109 @@
+"""indexer_logits_at: the indexer's scores at given keys, and the gradient that trains it."""
+
+import torch
+from torch import Tensor
+
+from glm5_ops import _native
+from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
+
+CONTRACT = Contract(
+    "indexer_logits_at",
+    differentiable=True,
+    q="e4m3|bf16[tokens, heads, dim] strided",
+    k="e4m3|bf16[keys, dim] strided",
+    weights="f32[tokens, heads] strided",
+    indices="i32[tokens, topk]",
+    k_scales="f32[keys] any?",
+    out="f32[tokens, topk]",
+    grad="f32[tokens, topk]",
+    dq="bf16[tokens, heads, dim]",
+    dk="bf16[keys, dim]",
+    dweights="f32[tokens, heads]",
+)
+
+
+def _check(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None, **more: Tensor) -> dict:
+    lengths = CONTRACT.check(q=q, k=k, weights=weights, indices=indices, k_scales=k_scales, **more)
+    CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
+    with_scales = q.dtype == torch.float8_e4m3fn
+    CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
+    no_gradient = k_scales is None or not (k_scales.requires_grad and torch.is_grad_enabled())
+    CONTRACT.require(no_gradient, "k_scales", "a tensor that needs no grad", k_scales)
+    return lengths
+
+
+def _outputs(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None) -> Tensor:
+    return CONTRACT.empty("out", _check(q, k, weights, indices, k_scales), like=q)
+
+
+@op(fake=_outputs)
+def indexer_logits_at(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None) -> Tensor:
+    """``out[t, j] = k_scales[s] * sum_h weights[t, h] * relu(q[t, h] . k[s])`` for the key ``s = indices[t, j]``.
+
+    The same bits as ``indexer_logits`` gives for that token and key. -inf where an index is no key: negative, or as
+    great as the number of keys; such an index is never an address. Indices may repeat and stand in any order.
+
+    Differentiable: with bf16 in q, k and weights, with e4m3 in weights; deterministic, in an order that the indices
+    alone fix. relu'(0) = 0. This is what trains the indexer in the sparse stage (section 2.1.1 of the DeepSeek-V3.2
+    report): the selected keys only, no tokens x keys matrix.
+
+    Args:
+        q: queries, e4m3 or bf16.
+        k: keys, of q's type.
+        weights: of the heads, with the scales multiplied in, as for ``indexer_logits``.
+        indices: i32[tokens, topk], as ``topk_select`` gives them.
+        k_scales: with e4m3, and only then: the scale of every key.
+
+    Returns:
+        out, f32[tokens, topk].
+    """
+    out = _outputs(q, k, weights, indices, k_scales)
+    workspace = workspace_of(q, lambda: _native.indexer_logits_at_workspace_bytes(q.shape[1], q.shape[2]))
+    _native.indexer_logits_at(q, k, weights, indices, k_scales, out, workspace, stream_of(q))
+    return out
+
+
+def _outputs_bwd(
+    grad: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = _check(q, k, weights, indices, k_scales, grad=grad)
+    of_inputs = lengths if k_scales is None else dict.fromkeys(lengths, 0)
+    dq, dk = (CONTRACT.empty(name, of_inputs, like=q) for name in ("dq", "dk"))
+    return dq, dk, CONTRACT.empty("dweights", lengths, like=q)
+
+
+@op(fake=_outputs_bwd)
+def indexer_logits_at_bwd(
+    grad: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of ``indexer_logits_at`` for ``grad``, the gradient of its output.
+
+    What stands in ``grad`` beside an absent key does not count. Sums run in f32 in an order that the indices alone fix.
+
+    Args:
+        grad: f32[tokens, topk].
+        q, k, weights, indices, k_scales: as for ``indexer_logits_at``.
+
+    Returns:
+        dq (bf16, as q), dk (bf16, as k), dweights (f32, as weights). With e4m3 the first two are empty.
+    """
+    dq, dk, dweights = _outputs_bwd(grad, q, k, weights, indices, k_scales)
+    sizes = (*indices.shape, k.shape[0], *q.shape[1:])
+    workspace = workspace_of(q, lambda: _native.indexer_logits_at_bwd_workspace_bytes(*sizes))
+    _native.indexer_logits_at_bwd(grad, q, k, weights, indices, k_scales, dq, dk, dweights, workspace, stream_of(q))
+    return dq, dk, dweights
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+    saved = ctx.saved_tensors
+    dq, dk, dweights = indexer_logits_at_bwd(grad.contiguous(), *saved)
+    is_e4m3 = saved[0].dtype == torch.float8_e4m3fn
+    return (None, None, dweights, None, None) if is_e4m3 else (dq, dk, dweights, None, None)
+
+
+differentiable(indexer_logits_at, save=_save, backward=_backward)
