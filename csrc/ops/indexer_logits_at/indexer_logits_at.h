@@ -9,7 +9,7 @@
 //                ascending; then chain i += chain i + 8 for i < 8, and so on with 4, 2, 1
 //   dq[t, h]   = sum over j of a(h) * k[s]: 64 j at a time a chain from zero, ascending; these are added ascending
 //   dk[s]      = sum over the (t, j) with indices[t, j] = s, ascending in t and then in j, of
-//                (the chain over heads ascending, from zero, of a(h) * q[t, h])
+//                (the chain over heads ascending, from zero, of a(h) * q[t, h]; 128 heads at a time)
 // each rounded to its tensor's type once. relu'(0) = 0. What stands in grad beside an absent key does not count. The
 // order is that of the indices alone, so the same bits come back from every run, thread count and machine of one kind;
 // on CPU from every instruction set. With e4m3 there is dweights only.

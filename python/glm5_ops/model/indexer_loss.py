@@ -57,8 +57,8 @@ def blockwise_indexer_loss(
 
     Args:
         q, k, weights, windows: as for ``indexer_logits``, bf16.
-        target_of: ``target_of(begin, end)`` gives the targets of these queries, [end - begin, keys]; called again in the
-            backward pass.
+        target_of: ``target_of(begin, end)`` gives the targets of these queries, [end - begin, keys]; called again in
+            the backward pass.
         block: queries at a time.
         reduction: as for ``indexer_loss``.
         ops: the library, or ``glm5_ops.reference``.

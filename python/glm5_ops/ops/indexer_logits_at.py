@@ -28,8 +28,6 @@ def _check(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Ten
     CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
     with_scales = q.dtype == torch.float8_e4m3fn
     CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
-    no_gradient = k_scales is None or not (k_scales.requires_grad and torch.is_grad_enabled())
-    CONTRACT.require(no_gradient, "k_scales", "a tensor that needs no grad", k_scales)
     return lengths
 
 
@@ -96,6 +94,7 @@ def indexer_logits_at_bwd(
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    CONTRACT.require(not ctx.needs_input_grad[4], "k_scales", "a tensor that needs no grad", inputs[4])
     ctx.save_for_backward(*inputs)
 
 

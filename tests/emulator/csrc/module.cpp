@@ -10,6 +10,7 @@ void bind_fp8_gemm(nb::module_&);
 void bind_gemm(nb::module_&);
 void bind_indexer_cache_append(nb::module_&);
 void bind_indexer_logits(nb::module_&);
+void bind_indexer_logits_at(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
 
 namespace {
@@ -34,6 +35,7 @@ NB_MODULE(_native_emulated, m) {
   bind_gemm(m);
   bind_indexer_cache_append(m);
   bind_indexer_logits(m);
+  bind_indexer_logits_at(m);
   bind_quantize_fp8(m);
 }
 
