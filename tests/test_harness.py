@@ -64,6 +64,17 @@ def test_within_torch_wants_nan_where_nan_belongs():
     assert within_torch(got, exact, torchs).passed
 
 
+def test_within_torch_wants_infinity_where_it_belongs_and_with_its_sign():
+    got, exact, torchs = _product()
+    got[:, 3:5] = exact[:, 3:5] = float("-inf")
+    assert within_torch(got, exact, torchs).passed
+    for row, column, value in ((0, 3, "inf"), (0, 3, "nan"), (39, 4, "0"), (7, 2, "-inf"), (7, 5, "inf")):
+        wrong = got.clone()
+        wrong[row, column] = float(value)
+        verdict = within_torch(wrong, exact, torchs)
+        assert not verdict.passed and f"[{row}, {column}]" in verdict.detail
+
+
 @pytest.mark.parametrize("op", ["quantize_fp8", "fp8_gemm"])
 def test_a_wrong_op_fails_its_check(op, monkeypatch):
     """The checks of the harness, given an op with one small fault."""

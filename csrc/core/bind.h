@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "core/error.h"
+#include "core/indexer.h"
 #include "core/tensor.h"
 
 namespace glm5 {
@@ -78,6 +79,16 @@ bool take(const View& view, FloatTensor<Rank>& out) {
   else if (matches<f16>(view.code, view.bits)) out.dtype = Float::f16;
   else if (matches<f32>(view.code, view.bits)) out.dtype = Float::f32;
   else return false;
+  out.data = view.data;
+  fill<Rank>(view, out);
+  return true;
+}
+
+template <int Rank>
+bool take(const View& view, IndexerTensor<Rank>& out) {
+  if (view.rank != Rank) return false;
+  out.is_e4m3 = matches<e4m3>(view.code, view.bits);
+  if (!out.is_e4m3 && !matches<bf16>(view.code, view.bits)) return false;
   out.data = view.data;
   fill<Rank>(view, out);
   return true;

@@ -84,8 +84,8 @@ def emulated(seed: int = 0, schedule: str = "fair") -> Iterator[None]:
         stack.enter_context(emulator.session(seed, schedule))
         for module in _op_modules(glm5_ops.ops):
             stack.enter_context(mock.patch.object(module, "_native", stand_in))
-            if hasattr(module, "_outputs"):
-                stack.enter_context(mock.patch.object(module, "_outputs", stand_in.note_outputs(module._outputs)))
+            for name in [n for n in vars(module) if n.startswith("_outputs")]:
+                stack.enter_context(mock.patch.object(module, name, stand_in.note_outputs(getattr(module, name))))
         yield
 
 

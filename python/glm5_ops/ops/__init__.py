@@ -3,6 +3,16 @@
 from glm5_ops.ops.dequantize_fp8 import dequantize_fp8
 from glm5_ops.ops.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.ops.gemm import gemm, gemm_into
+from glm5_ops.ops.indexer_logits import indexer_logits, indexer_logits_paged
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
 
-__all__ = ["dequantize_fp8", "fp8_gemm", "fp8_gemm_into", "gemm", "gemm_into", "quantize_fp8"]
+__all__ = [
+    "dequantize_fp8",
+    "fp8_gemm",
+    "fp8_gemm_into",
+    "gemm",
+    "gemm_into",
+    "indexer_logits",
+    "indexer_logits_paged",
+    "quantize_fp8",
+]

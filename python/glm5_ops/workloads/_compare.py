@@ -60,14 +60,18 @@ def within_torch(got: Tensor, exact: Tensor, torchs: Tensor, factor: float = 2.0
     """At most `factor` times as far from the f64 result as torch's own at the same precision, in the largest and in the
     mean error, plus one part in 2^22 of the largest value (FlashAttention-3's rule for long reductions).
 
-    NaN and infinity must stand where the exact result has them."""
+    NaN and infinity must stand where the exact result has them, infinity with its sign."""
     if got.shape != exact.shape:
         return Verdict(False, float("inf"), factor, "x torch's", f"{list(got.shape)} instead of {list(exact.shape)}")
     got, exact, torchs = (t.detach().cpu().double() for t in (got, exact, torchs))
     finite = exact.isfinite()
-    if not torch.equal(got.isfinite(), finite):
-        where = (got.isfinite() != finite).nonzero()[0].tolist()
-        return Verdict(False, float("inf"), factor, "x torch's", f"finite where it should not be, or not, at {where}")
+    kind, wanted = (
+        torch.nan_to_num(torch.where(t.isfinite(), 0.0, t), nan=0.5, posinf=1, neginf=-1) for t in (got, exact)
+    )
+    if not torch.equal(kind, wanted):
+        where = tuple((kind != wanted).nonzero()[0].tolist())
+        values = f"{float(got[where])} instead of {float(exact[where])} at {list(where)}"
+        return Verdict(False, float("inf"), factor, "x torch's", values)
     if not bool(finite.any()):
         return Verdict(True, 0.0, factor, "x torch's")
     ours, theirs = ((t - exact)[finite].abs() for t in (got, torchs))

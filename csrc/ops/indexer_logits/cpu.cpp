@@ -1,0 +1,45 @@
+#include "core/error.h"
+#include "core/windows_check.h"
+#include "cpu/indexer.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "ops/indexer_logits/indexer_logits.h"
+
+namespace glm5 {
+
+namespace generic {
+void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+}  // namespace generic
+
+namespace {
+
+// Items are groups of tokens against chunks of keys.
+constexpr cpu::Implementation<IndexerLogitsArgs> kScore[] = {
+    {cpu::Isa::generic, generic::indexer_logits},
+};
+
+}  // namespace
+
+i64 indexer_logits_workspace_bytes(i64 heads, i64 dim) {
+  return cpu::indexer_workspace_size(heads, dim, cpu::thread_count());
+}
+
+void indexer_logits_cpu(const IndexerLogitsArgs& args) {
+  const IndexerOperands& operands = args.operands;
+  const char* op = operands.is_paged ? "indexer_logits_paged" : "indexer_logits";
+  const i64 tokens = operands.q.shape[0], heads = operands.q.shape[1], dim = operands.q.shape[2];
+  const i64 keys = operands.keys();
+  check_windows(op, operands.windows, keys);
+  if (operands.is_paged) {
+    const auto address = reinterpret_cast<std::uintptr_t>(operands.cache.data);
+    require(address % 4 == 0 && operands.cache.stride[0] % 4 == 0, op,
+            ": the pages of cache must lie at multiples of 4 bytes; their distance is ", operands.cache.stride[0]);
+    check_pages(op, operands.block_table, operands.sequences, operands.windows, operands.cache.shape[0]);
+  }
+  const i64 needed = indexer_logits_workspace_bytes(heads, dim);
+  require(args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ",
+          cpu::thread_count(), " threads; got u8[", args.workspace.shape[0], "]");
+  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, cpu::indexer_group(heads, dim)));
+}
+
+}  // namespace glm5

@@ -1,0 +1,142 @@
+"""indexer_logits: the scores by which the indexer chooses keys, as a matrix; dense keys or paged ones."""
+
+import torch
+from torch import Tensor
+
+from glm5_ops import _native
+from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._index_checks import PAGE, check_pages, check_windows
+from glm5_ops.ops._op import op, stream_of, workspace_of
+
+CONTRACT = Contract(
+    "indexer_logits",
+    differentiable=True,
+    q="e4m3|bf16[tokens, heads, dim] strided",
+    k="e4m3|bf16[keys, dim] strided",
+    weights="f32[tokens, heads] strided",
+    windows="i32[tokens, 2]",
+    k_scales="f32[keys] any?",
+    out="f32[tokens, keys]",
+)
+PAGED = Contract(
+    "indexer_logits_paged",
+    q="e4m3|bf16[tokens, heads, dim] strided",
+    weights="f32[tokens, heads] strided",
+    e4m3_cache="u8[pages, page_bytes] strided",
+    bf16_cache="bf16[pages, 64, dim] strided",
+    block_table="i32[sequences, max_pages] strided",
+    sequences="i32[tokens]",
+    windows="i32[tokens, 2]",
+    out="f32[tokens, positions]",
+)
+
+
+def _outputs(
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    windows: Tensor,
+    k_scales: Tensor | None = None,
+    check_indices: bool = False,
+) -> Tensor:
+    lengths = CONTRACT.check(q=q, k=k, weights=weights, windows=windows, k_scales=k_scales)
+    CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
+    with_scales = q.dtype == torch.float8_e4m3fn
+    CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
+    return CONTRACT.empty("out", lengths, like=q)
+
+
+@op(fake=_outputs)
+def indexer_logits(
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    windows: Tensor,
+    k_scales: Tensor | None = None,
+    check_indices: bool = False,
+) -> Tensor:
+    """``out[t, s] = k_scales[s] * sum_h weights[t, h] * relu(q[t, h] . k[s])`` inside the window of t, -inf outside.
+
+    Section 2.1 of the DeepSeek-V3.2 report. A score has the same bits whatever the batch, the windows and the number of
+    threads are, and the same as from every other op of the indexer; on CPU every instruction set gives the same bits.
+    Keys outside a window do not touch its row, whatever they hold. An empty window gives a row of -inf. A product of
+    -inf counts as NaN.
+
+    Args:
+        q: queries, e4m3 or bf16.
+        k: keys, of q's type.
+        weights: of the heads; the softmax scale, heads^-0.5 and, with e4m3, the scales of q are multiplied in by the
+            caller.
+        windows: the keys [start, end) of every token, 0 <= start <= end <= keys.
+        k_scales: with e4m3, and only then: the scale of every key.
+        check_indices: look at the windows first, also on a GPU (which waits for it), and refuse wrong ones in a
+            sentence. CPUs always do; a GPU without it cuts them to the keys.
+
+    Returns:
+        out, f32[tokens, keys].
+    """
+    out = _outputs(q, k, weights, windows, k_scales, check_indices)
+    if check_indices and q.is_cuda:
+        check_windows("indexer_logits", windows, k.shape[0])
+    workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
+    _native.indexer_logits(q, k, weights, windows, k_scales, out, workspace, stream_of(q))
+    return out
+
+
+def _outputs_paged(
+    q: Tensor,
+    weights: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    sequences: Tensor,
+    windows: Tensor,
+    check_indices: bool = False,
+) -> Tensor:
+    name = "e4m3_cache" if q.dtype == torch.float8_e4m3fn else "bf16_cache"
+    lengths = PAGED.check(
+        **{"q": q, "weights": weights, name: cache},
+        block_table=block_table, sequences=sequences, windows=windows,
+    )  # fmt: skip
+    if name == "e4m3_cache":
+        page_bytes = PAGE * (lengths["dim"] + 4)
+        PAGED.require(cache.shape[1] == page_bytes, "cache", f"u8[pages, 64*(dim+4)], {page_bytes} bytes a page", cache)
+    else:
+        PAGED.require(cache.stride(1) == lengths["dim"], "cache", "bf16 with row-major pages", cache)
+    lengths["positions"] = lengths["max_pages"] * PAGE
+    return PAGED.empty("out", lengths, like=q)
+
+
+@op(fake=_outputs_paged)
+def indexer_logits_paged(
+    q: Tensor,
+    weights: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    sequences: Tensor,
+    windows: Tensor,
+    check_indices: bool = False,
+) -> Tensor:
+    """``indexer_logits`` of keys in the pages of a cache: position s of a sequence lies in page
+    ``block_table[sequence, s / 64]``, at s % 64. The same bits as for dense keys. No gradient.
+
+    Args:
+        q, weights: as for ``indexer_logits``.
+        cache: with e4m3, u8[pages, 64*(dim+4)]: 64 rows of dim values, then their 64 f32 scales, as
+            ``indexer_cache_append`` stores them. With bf16, bf16[pages, 64, dim].
+        block_table: the pages of every sequence; entries that no window reaches may be anything.
+        sequences: of every token, its row of ``block_table``.
+        windows: the positions [start, end) of every token, 0 <= start <= end <= max_pages * 64.
+        check_indices: look at windows, sequences and block_table first, also on a GPU (which waits for it), and refuse
+            wrong ones in a sentence. CPUs always do; a GPU without it gives -inf for keys of pages that do not exist.
+
+    Returns:
+        out, f32[tokens, max_pages * 64].
+    """
+    out = _outputs_paged(q, weights, cache, block_table, sequences, windows, check_indices)
+    if check_indices and q.is_cuda:
+        check_windows("indexer_logits_paged", windows, out.shape[1])
+        check_pages("indexer_logits_paged", block_table, sequences, windows, cache.shape[0])
+    workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
+    pages = cache if cache.dtype == torch.uint8 else cache.flatten(1).view(torch.uint8)
+    _native.indexer_logits_paged(q, weights, pages, block_table, sequences, windows, out, workspace, stream_of(q))
+    return out

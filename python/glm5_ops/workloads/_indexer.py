@@ -1,0 +1,151 @@
+"""What the workloads of the indexer's ops share: queries, head weights, keys dense and paged, and windows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm5_ops.workloads._workload import Case
+
+PAGE = 64
+BYTES = {"e4m3": 1, "bf16": 2}
+DTYPES = {"e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16}
+
+
+def values(shape: tuple[int, ...], dtype: str, generator: torch.Generator) -> Tensor:
+    """Normal numbers; with e4m3 spread over most of its range, as quantisation leaves them."""
+    spread = 100.0 if dtype == "e4m3" else 1.0
+    return (torch.randn(shape, generator=generator) * spread).clamp(-448, 448).to(DTYPES[dtype])
+
+
+def head_weights(tokens: int, heads: int, dim: int, dtype: str, generator: torch.Generator) -> Tensor:
+    """Both signs; the scales of the softmax, of the heads and of q are in them."""
+    scale = max(heads, 1) ** -0.5 * max(dim, 1) ** -0.5 * (0.01 if dtype == "e4m3" else 1.0)
+    return torch.randn(tokens, heads, generator=generator) * scale
+
+
+def key_scales(keys: int, generator: torch.Generator) -> Tensor:
+    return torch.exp2(torch.randn(keys, generator=generator)) * 0.01
+
+
+def windows_of(kind: str, tokens: int, keys: int, seed: int) -> Tensor:
+    """[start, end) for every token: ``causal`` with the last token at the last key, ``packed`` in three documents,
+    ``random`` (some empty, some full), ``full`` or ``empty``."""
+    t = torch.arange(tokens)
+    if kind == "random":
+        generator = torch.Generator().manual_seed(seed)
+        windows = torch.randint(0, keys + 1, (tokens, 2), generator=generator).sort(1).values.int()
+        windows[::7, 0] = windows[::7, 1]
+        windows[3::7] = torch.tensor([0, keys], dtype=torch.int32)
+        return windows
+    end = {"full": t * 0 + keys, "empty": t * 0 + keys // 2}.get(kind, (keys - tokens + t + 1).clamp(0, keys))
+    start = {"empty": end, "packed": end // max(1, (keys + 2) // 3) * max(1, (keys + 2) // 3)}.get(kind, t * 0)
+    return torch.stack([torch.minimum(start, end), end], 1).int()
+
+
+@dataclass(frozen=True)
+class DenseCase(Case):
+    """`fill`: ``normal``; ``nan`` or ``inf`` at a few keys (``inf`` with products that are never -inf)."""
+
+    tokens: int
+    keys: int
+    heads: int = 32
+    dim: int = 128
+    dtype: str = "e4m3"
+    windows: str = "causal"
+    fill: str = "normal"
+    strided: bool = False
+
+    def make(self, generator: torch.Generator) -> dict:
+        q = values((self.tokens, self.heads, self.dim + 16 * self.strided), self.dtype, generator)[..., : self.dim]
+        k = values((self.keys, self.dim + 32 * self.strided), self.dtype, generator)[:, : self.dim]
+        weights = head_weights(self.tokens, self.heads, self.dim, self.dtype, generator)
+        if self.fill == "nan" and k.numel():
+            k[self.keys // 3, self.dim // 2] = k[-1, 0] = float("nan")
+        if self.fill == "inf" and k.numel():
+            q, weights = q.abs(), weights.abs() * torch.where(torch.arange(self.tokens) % 2 == 0, 1, -1)[:, None]
+            k[self.keys // 3, self.dim // 2] = k[-1, 0] = float("inf")
+        inputs = {"q": q, "k": k, "weights": weights}
+        inputs["windows"] = windows_of(self.windows, self.tokens, self.keys, self.seed)
+        if self.dtype == "e4m3":
+            inputs["k_scales"] = key_scales(self.keys, generator)
+        return inputs
+
+    def pairs(self) -> int:
+        """Keys inside windows, over all tokens."""
+        windows = windows_of(self.windows, self.tokens, self.keys, self.seed).long()
+        return int((windows[:, 1] - windows[:, 0]).sum())
+
+    def flops(self) -> int:
+        return 2 * self.heads * self.dim * self.pairs()
+
+    def input_bytes(self) -> int:
+        values = self.tokens * self.heads * self.dim + self.keys * self.dim
+        scales = self.keys * 4 * (self.dtype == "e4m3")
+        return values * BYTES[self.dtype] + scales + self.tokens * (4 * self.heads + 8)
+
+
+@dataclass(frozen=True)
+class PagedCase(Case):
+    """`queries` tokens for each sequence, at its end; lengths are ragged, up to `length`.
+
+    Pages lie in any order. What no window reaches (the rest of a page, other pages) holds NaN, and the rest of the
+    table numbers that are no pages."""
+
+    sequences: int
+    length: int
+    queries: int = 1
+    heads: int = 32
+    dim: int = 128
+    dtype: str = "e4m3"
+    ragged: bool = True
+
+    def lengths(self) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        ragged = torch.randint(0, self.length + 1, (self.sequences,), generator=generator)
+        ragged[:1] = self.length
+        return ragged.tolist() if self.ragged else [self.length] * self.sequences
+
+    def make(self, generator: torch.Generator) -> dict:
+        lengths, tokens = self.lengths(), self.sequences * self.queries
+        max_pages = max((length + PAGE - 1) // PAGE for length in (*lengths, 1)) + 1
+        used = [(length + PAGE - 1) // PAGE for length in lengths]
+        pages = torch.randperm(sum(used) + 2, generator=generator)[: sum(used)].int()
+        block_table = torch.randint(2**30, 2**31 - 1, (self.sequences, max_pages), generator=generator).int()
+        block_table[:, 1::2] *= -1
+        rows = torch.full(((sum(used) + 2), PAGE, self.dim), float("nan")).to(DTYPES[self.dtype])
+        scales = torch.full((sum(used) + 2, PAGE), float("nan"))
+        first, windows = 0, []
+        for sequence, length in enumerate(lengths):
+            own = pages[first : first + used[sequence]]
+            block_table[sequence, : used[sequence]] = own
+            for i, page in enumerate(own.tolist()):
+                here = min(PAGE, length - i * PAGE)
+                rows[page, :here] = values((here, self.dim), self.dtype, generator)
+                scales[page, :here] = key_scales(here, generator)
+            first += used[sequence]
+            windows += [[0, max(0, length - self.queries + j + 1)] for j in range(self.queries)]
+        return {
+            "q": values((tokens, self.heads, self.dim), self.dtype, generator),
+            "weights": head_weights(tokens, self.heads, self.dim, self.dtype, generator),
+            "cache": rows if self.dtype == "bf16" else packed_pages(rows, scales),
+            "block_table": block_table,
+            "sequences": torch.arange(self.sequences).repeat_interleave(self.queries).int(),
+            "windows": torch.tensor(windows, dtype=torch.int32).view(tokens, 2),
+        }
+
+    def pairs(self) -> int:
+        return sum(max(0, n - self.queries + j + 1) for n in self.lengths() for j in range(self.queries))
+
+    def flops(self) -> int:
+        return 2 * self.heads * self.dim * self.pairs()
+
+    def input_bytes(self) -> int:
+        per_key = self.dim * BYTES[self.dtype] + 4 * (self.dtype == "e4m3")
+        tokens = self.sequences * self.queries
+        return sum(self.lengths()) * per_key + tokens * self.heads * (self.dim * BYTES[self.dtype] + 4)
+
+
+def packed_pages(rows: Tensor, scales: Tensor) -> Tensor:
+    """u8[pages, 64*(dim+4)]: the values of a page, then its scales."""
+    return torch.cat([rows.view(torch.uint8).flatten(1), scales.contiguous().view(torch.uint8)], 1)

@@ -1,0 +1,293 @@
+import dataclasses
+
+import pytest
+import torch
+
+from glm5_ops import indexer_logits, indexer_logits_paged, reference
+from glm5_ops.ops._index_checks import check_pages, check_windows
+from glm5_ops.reference.indexer_logits import keys_of
+from glm5_ops.workloads._indexer import PAGE
+from glm5_ops.workloads.indexer_logits import (
+    ANY_SIZES,
+    ANY_SIZES_PAGED,
+    EDGES,
+    EDGES_PAGED,
+    IndexerLogitsCase,
+    IndexerLogitsPagedCase,
+)
+from tests import harness
+from tests.harness import over
+
+CPUS = tuple(t for t in harness.TARGETS if t not in harness.GPUS)
+BOTH = tuple(IndexerLogitsCase(37, 130, dtype=dtype, windows="random") for dtype in ("e4m3", "bf16"))
+BOTH_PAGED = tuple(IndexerLogitsPagedCase(3, 150, 2, dtype=dtype) for dtype in ("e4m3", "bf16"))
+
+
+@over(EDGES)
+def test_is_as_close_as_torch_is(case, target):
+    harness.check_matches_reference("indexer_logits", case, target)
+
+
+@over(EDGES_PAGED)
+def test_paged_is_as_close_as_torch_is(case, target):
+    harness.check_matches_reference("indexer_logits_paged", case, target)
+
+
+@over(ANY_SIZES, CPUS)
+def test_a_cpu_takes_any_sizes(case, target):
+    harness.check_matches_reference("indexer_logits", case, target)
+
+
+@over(ANY_SIZES_PAGED, CPUS)
+def test_a_cpu_takes_any_sizes_paged(case, target):
+    harness.check_matches_reference("indexer_logits_paged", case, target)
+
+
+@over((*EDGES, *ANY_SIZES), harness.VECTOR_CPUS)
+def test_every_instruction_set_gives_the_same_bits(case, target):
+    harness.check_same_bits_as_generic("indexer_logits", case, target)
+
+
+@over((*EDGES_PAGED, *ANY_SIZES_PAGED), harness.VECTOR_CPUS)
+def test_every_instruction_set_gives_the_same_bits_paged(case, target):
+    harness.check_same_bits_as_generic("indexer_logits_paged", case, target)
+
+
+@over(BOTH)
+def test_same_bits_twice_with_any_thread_count_and_in_any_batch(case, target):
+    harness.check_repeats("indexer_logits", case, target)
+    harness.check_thread_count_does_not_matter("indexer_logits", case, target)
+    harness.check_rows_do_not_depend_on_the_batch("indexer_logits", case, target)
+
+
+@over(BOTH_PAGED)
+def test_paged_same_bits_twice_with_any_thread_count_and_in_any_batch(case, target):
+    harness.check_repeats("indexer_logits_paged", case, target)
+    harness.check_thread_count_does_not_matter("indexer_logits_paged", case, target)
+    harness.check_rows_do_not_depend_on_the_batch("indexer_logits_paged", case, target)
+
+
+@over(BOTH)
+def test_a_score_does_not_depend_on_the_window(case, target):
+    inputs = case.inputs(target.device)
+    whole = dict(inputs, windows=torch.tensor([[0, case.keys]], dtype=torch.int32).repeat(case.tokens, 1))
+    whole["windows"] = whole["windows"].to(target.device)
+    got, scores = indexer_logits(**inputs), indexer_logits(**whole)
+    s = torch.arange(case.keys, device=target.device)
+    inside = (s >= inputs["windows"][:, :1]) & (s < inputs["windows"][:, 1:])
+    harness.check_same_bits("cut windows", [got], [torch.where(inside, scores, float("-inf"))])
+    assert inside.any() and not inside.all()
+
+
+@over(BOTH)
+def test_keys_outside_a_window_do_not_leak(case, target):
+    inputs = case.inputs(target.device)
+    inputs["windows"] = torch.tensor([[40, 75], [9, 9], [41, 74]], dtype=torch.int32).repeat(13, 1)[: case.tokens]
+    inputs["windows"] = inputs["windows"].to(target.device)
+    expected = indexer_logits(**inputs)
+    for outside in (slice(0, 40), slice(75, None)):
+        inputs["k"][outside] = float("nan")
+        if "k_scales" in inputs:
+            inputs["k_scales"][outside] = float("nan")
+    harness.check_same_bits("poisoned keys", [indexer_logits(**inputs)], [expected])
+
+
+def _dense_of(inputs: dict, sequence: int) -> dict:
+    """The same problem for the tokens of one sequence, with its keys in a matrix."""
+    own = inputs["sequences"] == sequence
+    windows = inputs["windows"][own]
+    pages = inputs["block_table"][sequence, : -(-int(windows[:, 1].max()) // PAGE)].long()
+    k, scales = keys_of(inputs["cache"][pages], inputs["q"])
+    dense = {"q": inputs["q"][own], "k": k, "weights": inputs["weights"][own], "windows": windows}
+    return dense if scales is None else dense | {"k_scales": scales}
+
+
+@over((*BOTH_PAGED, IndexerLogitsPagedCase(2, 200, 8)))
+def test_paged_keys_give_the_bits_of_dense_ones(case, target):
+    inputs = case.inputs(target.device)
+    paged = indexer_logits_paged(**inputs)
+    for sequence in range(case.sequences):
+        dense = indexer_logits(**_dense_of(inputs, sequence))
+        own = paged[inputs["sequences"] == sequence]
+        harness.check_same_bits(f"sequence {sequence}", [own[:, : dense.shape[1]]], [dense])
+        assert bool((own[:, dense.shape[1] :] == float("-inf")).all())
+
+
+@over(BOTH_PAGED)
+def test_pages_may_lie_in_any_order_and_sequences_too(case, target):
+    inputs = case.inputs(target.device)
+    expected = indexer_logits_paged(**inputs)
+    order = torch.randperm(inputs["cache"].shape[0], generator=torch.Generator().manual_seed(5)).to(target.device)
+    moved = dict(inputs, cache=inputs["cache"][order])
+    used = (inputs["block_table"] >= 0) & (inputs["block_table"] < order.shape[0])
+    table = order.argsort()[inputs["block_table"].clamp(0, order.shape[0] - 1).long()].int()
+    moved["block_table"] = torch.where(used, table, inputs["block_table"]).flip(0)
+    moved["sequences"] = case.sequences - 1 - inputs["sequences"]
+    assert not torch.equal(moved["block_table"], inputs["block_table"])
+    harness.check_same_bits("pages moved", [indexer_logits_paged(**moved)], [expected])
+    shuffled = torch.randperm(inputs["q"].shape[0], generator=torch.Generator().manual_seed(6)).to(target.device)
+    mixed = {n: v[shuffled] if n in ("q", "weights", "sequences", "windows") else v for n, v in inputs.items()}
+    harness.check_same_bits("tokens in any order", [indexer_logits_paged(**mixed)], [expected[shuffled]])
+
+
+@over(BOTH_PAGED)
+def test_a_cache_may_be_part_of_a_larger_one(case, target):
+    inputs = case.inputs(target.device)
+    expected = indexer_logits_paged(**inputs)
+    layers = torch.stack([inputs["cache"]] * 3, 1)
+    layers.view(torch.uint8)[:, ::2] = 0x7F
+    harness.check_same_bits("strided pages", [indexer_logits_paged(**dict(inputs, cache=layers[:, 1]))], [expected])
+
+
+def _cosine_difference(x: torch.Tensor, y: torch.Tensor) -> float:
+    x, y = x.double(), y.double()
+    return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
+
+
+@over([IndexerLogitsCase(40, 300, heads, windows="causal") for heads in (32, 64)])
+def test_meets_deep_gemms_tolerance(case, target):
+    inputs = case.inputs(target.device)
+    got, exact = indexer_logits(**inputs), reference.indexer_logits(**dict(inputs, weights=inputs["weights"].double()))
+    masked = exact == float("-inf")
+    assert torch.equal(got == float("-inf"), masked) and masked.any()
+    assert _cosine_difference(got.masked_fill(masked, 0), exact.masked_fill(masked, 0)) < 5e-6
+
+
+@pytest.mark.parametrize("heads", [32, 64])
+def test_quantised_scores_are_near_those_in_bf16(heads):
+    """DeepGEMM asks for a cosine difference below 1e-3."""
+    case = IndexerLogitsCase(64, 512, heads, dtype="bf16", windows="full")
+    inputs = case.inputs()
+    exact = reference.indexer_logits(**inputs)
+
+    def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = x.float().abs().amax(-1) / 448
+        return (x.float() / scale[..., None]).to(torch.float8_e4m3fn), scale
+
+    (q, q_scales), (k, k_scales) = quantised(inputs["q"]), quantised(inputs["k"])
+    got = indexer_logits(q, k, inputs["weights"] * q_scales, inputs["windows"], k_scales)
+    assert _cosine_difference(got, exact) < 1e-3
+
+
+def _misuse() -> list:
+    inputs = IndexerLogitsCase(4, 6, 2, 8).inputs()
+    q = inputs["q"]
+    return [
+        ({"q": q.float()}, "q must be e4m3|bf16[tokens, heads, dim]"),
+        ({"k": inputs["k"].bfloat16()}, "k must be torch.float8_e4m3fn as q is"),
+        ({"k": inputs["k"][:, :4]}, "k must be e4m3|bf16[keys, dim], with unit stride along the last dimension"),
+        ({"weights": inputs["weights"].bfloat16()}, "weights must be f32[tokens, heads]"),
+        ({"windows": inputs["windows"].long()}, "windows must be i32[tokens, 2]"),
+        ({"windows": inputs["windows"][:3]}, "windows must be i32[tokens, 2], row-major, where tokens is 4"),
+        ({"k_scales": None}, "k_scales must be given with e4m3 and only then; got None"),
+        ({"k_scales": inputs["k_scales"][1:]}, "k_scales must be f32[keys], where keys is 6"),
+        ({"q": q.bfloat16(), "k": inputs["k"].bfloat16()}, "k_scales must be given with e4m3 and only then"),
+    ]
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), _misuse())
+def test_misuse_is_answered_with_a_sentence(wrong, sentence):
+    message = harness.message_of(indexer_logits, **IndexerLogitsCase(4, 6, 2, 8).inputs() | wrong)
+    assert message.startswith("indexer_logits: ") and sentence in message
+
+
+def _misuse_paged() -> list:
+    inputs = IndexerLogitsPagedCase(2, 100, heads=2, dim=8).inputs()
+    cache = inputs["cache"]
+    return [
+        ({"cache": cache[:, 1:]}, "cache must be u8[pages, 64*(dim+4)], 768 bytes a page; got torch.uint8"),
+        ({"cache": cache.view(torch.bfloat16)}, "e4m3_cache must be u8[pages, page_bytes]"),
+        ({"q": inputs["q"].bfloat16()}, "bf16_cache must be bf16[pages, 64, dim]"),
+        ({"block_table": inputs["block_table"].long()}, "block_table must be i32[sequences, max_pages]"),
+        ({"sequences": inputs["sequences"][:1]}, "sequences must be i32[tokens], row-major, where tokens is 2"),
+    ]
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), _misuse_paged())
+def test_misuse_of_the_paged_form_is_answered_with_a_sentence(wrong, sentence):
+    message = harness.message_of(
+        indexer_logits_paged, **IndexerLogitsPagedCase(2, 100, heads=2, dim=8).inputs() | wrong
+    )
+    assert message.startswith("indexer_logits_paged: ") and sentence in message
+
+
+@pytest.mark.parametrize("window", [[-1, 3], [4, 3], [2, 7], [-3, -2], [2**31 - 1, -(2**31)]])
+def test_a_wrong_window_is_answered_with_the_same_sentence_by_the_door_and_by_check_indices(window):
+    inputs = IndexerLogitsCase(4, 6, 2, 8).inputs()
+    inputs["windows"][2] = torch.tensor(window, dtype=torch.int32)
+    sentence = "indexer_logits: windows must be [start, end) with 0 <= start <= end <= 6; windows[2] is "
+    sentence += f"[{window[0]}, {window[1]})"
+    assert harness.message_of(indexer_logits, **inputs).startswith(sentence + " (csrc/core/windows_check.h:")
+    assert harness.message_of(check_windows, "indexer_logits", inputs["windows"], 6) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "sentence"),
+    [
+        ("sequences", (1,), 2, "sequences must be rows of block_table, below 2; sequences[1] is 2"),
+        ("sequences", (0,), -1, "sequences must be rows of block_table, below 2; sequences[0] is -1"),
+        (
+            "block_table",
+            (0, 1),
+            99,
+            "block_table must have pages below 5 wherever a window reaches; block_table[0, 1] ",
+        ),
+        (
+            "block_table",
+            (0, 0),
+            -1,
+            "block_table must have pages below 5 wherever a window reaches; block_table[0, 0] ",
+        ),
+        ("windows", (1, 1), 193, "windows must be [start, end) with 0 <= start <= end <= 192; windows[1] is [0, 193)"),
+    ],
+)
+def test_wrong_indices_of_the_paged_form_are_answered_with_a_sentence(name, index, value, sentence):
+    inputs = IndexerLogitsPagedCase(2, 100, heads=2, dim=8, ragged=False).inputs()
+    inputs["cache"] = inputs["cache"][:5]
+    inputs["block_table"][inputs["block_table"] == 5] = 0
+    inputs[name][index] = value
+    message = harness.message_of(indexer_logits_paged, **inputs)
+    assert message.startswith("indexer_logits_paged: " + sentence)
+
+    def check() -> None:
+        check_windows("indexer_logits_paged", inputs["windows"], inputs["block_table"].shape[1] * PAGE)
+        check_pages("indexer_logits_paged", inputs["block_table"], inputs["sequences"], inputs["windows"], 5)
+
+    assert message.startswith(harness.message_of(check) + " (csrc/core/windows_check.h:")
+
+
+def test_right_indices_pass_the_checks():
+    inputs = IndexerLogitsPagedCase(3, 150, 2).inputs()
+    check_windows("op", inputs["windows"], inputs["block_table"].shape[1] * PAGE)
+    check_pages("op", inputs["block_table"], inputs["sequences"], inputs["windows"], inputs["cache"].shape[0])
+
+
+def test_an_unaligned_cache_is_refused():
+    inputs = IndexerLogitsPagedCase(2, 100, heads=2, dim=8).inputs()
+    wide = torch.cat([inputs["cache"], inputs["cache"]], 1)
+    message = harness.message_of(indexer_logits_paged, **dict(inputs, cache=wide[:, 1 : 1 + 64 * 12]))
+    assert "the pages of cache must lie at multiples of 4 bytes" in message
+
+
+def test_registration():
+    for dtype in ("e4m3", "bf16"):
+        dense = IndexerLogitsCase(4, 6, 2, 8, dtype).inputs()
+        harness.check_registration("indexer_logits", *dense.values())
+        harness.check_registration(
+            "indexer_logits_paged", *IndexerLogitsPagedCase(2, 70, heads=2, dim=8, dtype=dtype).inputs().values()
+        )
+
+
+@pytest.mark.parametrize("dtype", ["e4m3", "bf16"])
+def test_compiles_and_exports(dtype):
+    class Scores(torch.nn.Module):
+        def forward(self, dense, paged):
+            return indexer_logits(**dense), indexer_logits_paged(**paged)
+
+    cases = IndexerLogitsCase(5, 9, 2, 8, dtype), IndexerLogitsPagedCase(2, 70, heads=2, dim=8, dtype=dtype)
+    compiled = torch.compile(Scores(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for seed in (0, 1):
+        inputs = [dataclasses.replace(case, seed=seed).inputs() for case in cases]
+        harness.check_same_bits("compiled", compiled(*inputs), Scores()(*inputs))
+    exported = torch.export.export(Scores(), tuple(inputs))
+    harness.check_same_bits("exported", exported.module()(*inputs), Scores()(*inputs))
