@@ -30,6 +30,8 @@ inline void check_indexer_limits(const IndexerOperands& operands, const char* op
   require(heads == 32 || heads == 64, op, ": heads must be 32 or 64 on CUDA, got ", heads);
   require(tokens <= kLargest && operands.keys() <= kLargest, op, ": tokens and keys must be at most ", kLargest,
           " on CUDA, got ", tokens, " and ", operands.keys());
+  require(operands.is_paged || !operands.q.is_e4m3 || operands.k_scales.stride[0] == 1, op,
+          ": k_scales must have unit stride on CUDA, got ", operands.k_scales.stride[0]);
 }
 
 namespace indexer_maps {

@@ -49,7 +49,7 @@ struct IndexerStorage {
   alignas(1024) u8 keys[T::kStages][T::kParts][kIndexerTile][128];
   alignas(128) f32 scales[T::kStages][kIndexerTile];
   alignas(16) f32 weights[T::kQueryStages][kIndexerWarpgroups * kIndexerPairs];
-  bool page_exists[T::kStages];
+  u32 page_exists[T::kStages];
   Pipeline<T::kStages> key_ring;
   Pipeline<T::kQueryStages> query_ring;
 
@@ -256,7 +256,7 @@ struct IndexerFactors {
     for (int i = 0; i < T::kKept; ++i) {
       half_scale[i] = T::kE4m3 ? 0.5f * smem.scales[stage][me.kept_row + 8 * i] : 0.5f;
     }
-    if constexpr (T::kPaged) page_exists = smem.page_exists[stage];
+    if constexpr (T::kPaged) page_exists = smem.page_exists[stage] != 0;
   }
 };
 
@@ -385,7 +385,7 @@ struct IndexerMath {
 };
 
 // By both warpgroups. Sink, beside take(): begin(item, run) before the tiles of a run in which the warpgroup has
-// queries, and kTiles, after which at the latest it is asked checkpoint(), while nothing is under way.
+// queries, end_run(item, run) after them, and kTiles, after which at the latest it is asked checkpoint(), while nothing is under way.
 template <class T, class Sink>
 __device__ __forceinline__ void indexer_score(const IndexerScoring& args, IndexerStorage<T>& smem,
                                               const IndexerLane<T>& me, Sink& sink) {
@@ -416,7 +416,7 @@ __device__ __forceinline__ void indexer_score(const IndexerScoring& args, Indexe
         math.score(tile, min(run.last_tile - tile, Sink::kTiles));
         sink.checkpoint();
       }
-      sink.end(item, run);
+      sink.end_run(item, run);
     }
     if (reaches) {
       smem.query_ring.template release<1>(query_at, me.lane);
