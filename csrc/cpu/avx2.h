@@ -17,6 +17,8 @@ GLM5_INLINE __m256 load_f32x8(const bf16* values) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+GLM5_INLINE __m256 load_f32x8(const e4m3* values);  // below
+
 GLM5_INLINE void store_f32x8(f32* values, __m256 x) { _mm256_storeu_ps(values, x); }
 // Rounds to nearest even; NaN stays NaN. The same bits as to_bf16().
 GLM5_INLINE void store_f32x8(bf16* values, __m256 x) {
@@ -158,6 +160,12 @@ GLM5_INLINE TwoF32x8 decode_e4m3x16(__m128i bytes) {
   return f32_of_f16(f16_nan(f16_of_e4m3(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8))));
 }
 
+GLM5_INLINE __m256 load_f32x8(const e4m3* values) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+  const __m256i halves = f16_nan(f16_of_e4m3(_mm256_castsi128_si256(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes))));
+  return _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_set1_ps(256.0f));
+}
+
 // ---- A vector, as the loops of cpu/gemm_vectors.h take it ----
 
 struct Lanes {
@@ -173,6 +181,7 @@ struct Lanes {
   }
   GLM5_INLINE static void store(f32* aligned, F32 x) { _mm256_store_ps(aligned, x); }
   GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm256_fmadd_ps(x, y, sum); }
+  GLM5_INLINE static F32 abs(F32 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 };
 
 }  // namespace glm5::avx2

@@ -105,6 +105,7 @@ struct Lanes {
   GLM5_INLINE static F32 load(const f32* aligned) { return _mm512_load_ps(aligned); }
   GLM5_INLINE static void store(f32* aligned, F32 x) { _mm512_store_ps(aligned, x); }
   GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm512_fmadd_ps(x, y, sum); }
+  GLM5_INLINE static F32 abs(F32 x) { return _mm512_abs_ps(x); }
 };
 
 }  // namespace glm5::avx512

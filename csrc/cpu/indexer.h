@@ -3,61 +3,30 @@
 // An item is a group of tokens against a chunk of keys. The group's queries are brought into the form that the inner
 // loops read ("packed"), once; then the chunk's keys come by panels of a few, which stay in the L1 cache and serve all
 // (token, head) rows of the group. None of these numbers shows in a result.
+//
+// A Scorer (cpu/indexer_generic.h, indexer_vectors.h, indexer_amx.h) scores an item: scores of keys inside a token's
+// window go to its row of `scores`; the rest of the row is left alone.
 #pragma once
 
 #include "core/indexer.h"
+#include "cpu/gemm.h"
 
 namespace glm5::cpu {
 
-constexpr i64 kIndexerStep = 32;        // of dim: a step of the summation tree
 constexpr i64 kIndexerKeys = 1024;      // keys of a chunk
 constexpr i64 kIndexerQueries = 65536;  // values of a group's queries: as f32 256 KiB, of a 512 KiB L2 cache
 constexpr i64 kIndexerMostTokens = 64;  // of a group
 constexpr i64 kIndexerPanelKeys = 32;   // the widest panel; a divisor of kPage, so that a panel lies within a page
 
-GLM5_INLINE i64 indexer_padded_dim(i64 dim) { return round_up(dim, kIndexerStep); }
+// Queries and panels are padded with zeros: to whole blocks and to whole steps.
+GLM5_INLINE i64 indexer_blocks(i64 dim) { return ceil_div(dim, kGemmBlock); }
+GLM5_INLINE i64 indexer_padded_heads(i64 heads) { return round_up(heads, 16); }
 
 // Tokens of a group.
 GLM5_INLINE i64 indexer_group(i64 heads, i64 dim) {
-  const i64 values = larger(1, heads * indexer_padded_dim(dim));
+  const i64 values = larger(1, indexer_padded_heads(heads) * indexer_blocks(dim) * kGemmBlock);
   return larger(1, smaller(kIndexerMostTokens, kIndexerQueries / values));
 }
-
-// One thread's scratch, in bytes: the packed queries and their weights; a panel of keys; the heads' sums of a panel.
-GLM5_INLINE i64 indexer_query_bytes(i64 heads, i64 dim) {
-  return indexer_group(heads, dim) * round_up(heads, 16) * indexer_padded_dim(dim) * 4;
-}
-GLM5_INLINE i64 indexer_weight_bytes(i64 heads, i64 dim) {
-  return round_up(indexer_group(heads, dim) * round_up(heads, 16) * 4, 64);
-}
-GLM5_INLINE i64 indexer_panel_bytes(i64 dim) { return kIndexerPanelKeys * indexer_padded_dim(dim) * 4; }
-GLM5_INLINE i64 indexer_sum_bytes(i64 heads, i64 dim) { return indexer_group(heads, dim) * 4 * kIndexerPanelKeys * 4; }
-GLM5_INLINE i64 indexer_scratch_bytes(i64 heads, i64 dim) {
-  return indexer_query_bytes(heads, dim) + indexer_weight_bytes(heads, dim) + indexer_panel_bytes(dim) +
-         indexer_sum_bytes(heads, dim);
-}
-// 64 more: the workspace is aligned to a cache line inside.
-GLM5_INLINE i64 indexer_workspace_size(i64 heads, i64 dim, i64 threads) {
-  return threads * indexer_scratch_bytes(heads, dim) + 64;
-}
-
-// The scratch of one thread.
-struct IndexerScratch {
-  u8* queries;
-  f32* weights;
-  u8* panel;
-  f32* sums;
-
-  GLM5_INLINE IndexerScratch(const Tensor<u8, 1>& workspace, i64 heads, i64 dim, i64 thread) {
-    const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
-    u8* own = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address)) +
-              thread * indexer_scratch_bytes(heads, dim);
-    queries = own;
-    weights = reinterpret_cast<f32*>(queries + indexer_query_bytes(heads, dim));
-    panel = reinterpret_cast<u8*>(weights) + indexer_weight_bytes(heads, dim);
-    sums = reinterpret_cast<f32*>(panel + indexer_panel_bytes(dim));
-  }
-};
 
 // Where an item lies. Late tokens, which see most keys in a causal window, come first: the last items are short ones.
 struct IndexerItem {
@@ -75,22 +44,96 @@ struct IndexerItem {
   }
 };
 
-// The window of a token, cut to [first, first + count).
+// The scores of an item: those of token first_token + i for key first_key + j at data[i * stride + j].
+struct ScoreRows {
+  f32* data;
+  i64 stride;
+
+  GLM5_INLINE f32* of(const IndexerItem& item, i64 token) const { return data + (token - item.first_token) * stride; }
+};
+
+// ---- Scratch of one thread ----
+
+// In bytes: the packed queries (16 rows more: prefetches look ahead) and for each row its weight and the place of its
+// sum; a panel of keys and its scales; the heads' sums of a panel.
+struct IndexerScratchSize {
+  i64 queries, rows, panel, sums;
+
+  GLM5_INLINE IndexerScratchSize(i64 heads, i64 dim) {
+    const i64 all = indexer_group(heads, dim) * indexer_padded_heads(heads), blocks = indexer_blocks(dim);
+    queries = (all + 16) * blocks * kGemmBlock * 4;
+    rows = round_up(all * 4, 64);
+    panel = kIndexerPanelKeys * blocks * kGemmBlock * 4;
+    sums = indexer_group(heads, dim) * 4 * kIndexerPanelKeys * 4;
+  }
+  GLM5_INLINE i64 bytes() const { return queries + 2 * rows + panel + kIndexerPanelKeys * 4 + sums; }
+};
+
+// 64 more: the workspace is aligned to a cache line inside.
+GLM5_INLINE i64 indexer_workspace_size(i64 heads, i64 dim, i64 threads) {
+  return threads * IndexerScratchSize(heads, dim).bytes() + 64;
+}
+
+struct IndexerScratch {
+  u8* queries;
+  f32* weights;
+  i32* places;
+  u8* panel;
+  f32* scales;
+  f32* sums;
+
+  GLM5_INLINE IndexerScratch(const Tensor<u8, 1>& workspace, i64 heads, i64 dim, i64 thread) {
+    const IndexerScratchSize size(heads, dim);
+    const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
+    queries = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address)) +
+              thread * size.bytes();
+    weights = reinterpret_cast<f32*>(queries + size.queries);
+    places = reinterpret_cast<i32*>(queries + size.queries + size.rows);
+    panel = queries + size.queries + 2 * size.rows;
+    scales = reinterpret_cast<f32*>(panel + size.panel);
+    sums = scales + kIndexerPanelKeys;
+  }
+};
+
+// ---- Windows and keys ----
+
 struct KeySpan {
   i64 begin, end;
   GLM5_INLINE bool is_empty() const { return begin >= end; }
 };
+
+// The window of a token, cut to [first, first + count).
 GLM5_INLINE KeySpan indexer_span(const IndexerOperands& operands, i64 token, i64 first, i64 count) {
   return {larger(first, *operands.windows.at(token, 0)), smaller(first + count, *operands.windows.at(token, 1))};
 }
 
-// Keys from `first` on as rows of dim values, `stride` values apart, and their scales: those of the same page, or all.
+// The keys of the item that some token of [begin, end) sees lie in this span.
+GLM5_INLINE KeySpan indexer_span_of_all(const IndexerOperands& operands, const IndexerItem& item, i64 begin, i64 end) {
+  KeySpan all{item.first_key + item.keys, item.first_key};
+  for (i64 t = begin; t < end; ++t) {
+    const KeySpan span = indexer_span(operands, t, item.first_key, item.keys);
+    if (!span.is_empty()) all = {smaller(all.begin, span.begin), larger(all.end, span.end)};
+  }
+  return all;
+}
+
+// The end of the tokens from `begin` on that share their keys.
+GLM5_INLINE i64 indexer_same_keys(const IndexerOperands& operands, i64 begin, i64 end) {
+  if (!operands.is_paged) return end;
+  i64 t = begin + 1;
+  while (t < end && *operands.sequences.at(t) == *operands.sequences.at(begin)) ++t;
+  return t;
+}
+
+// Keys as rows of dim values, `stride` values apart, with their scales.
 struct KeyRows {
   const void* values;
   i64 stride;
   const f32* scales;  // null with bf16
   i64 scale_stride;
 };
+
+// The keys from `first` on: all that follow, or those of its page. Of a page that a window of `token` reaches.
 GLM5_INLINE KeyRows indexer_keys(const IndexerOperands& operands, i64 token, i64 first) {
   const i64 bytes = operands.q.is_e4m3 ? 1 : 2;
   if (!operands.is_paged) {
@@ -102,6 +145,26 @@ GLM5_INLINE KeyRows indexer_keys(const IndexerOperands& operands, i64 token, i64
   const u8* page = operands.cache.at(*operands.block_table.at(*operands.sequences.at(token), first / kPage), 0);
   const u8* scales = page + kPage * dim + row * 4;
   return {page + row * dim * bytes, dim, operands.q.is_e4m3 ? reinterpret_cast<const f32*>(scales) : nullptr, 1};
+}
+
+// Calls visit(begin, end) for every longest run of tokens within [first, last) that see a key of [key, key + keys).
+template <class Visit>
+GLM5_INLINE void for_runs_that_see(const IndexerOperands& operands, i64 first, i64 last, i64 key, i64 keys,
+                                   const Visit& visit) {
+  for (i64 t = first; t < last;) {
+    if (indexer_span(operands, t++, key, keys).is_empty()) continue;
+    const i64 begin = t - 1;
+    while (t < last && !indexer_span(operands, t, key, keys).is_empty()) ++t;
+    visit(begin, t);
+  }
+}
+
+// Scores of `keys` keys from `key` on for one token: those inside its window go to its row.
+GLM5_INLINE void indexer_store(const IndexerOperands& operands, const IndexerItem& item, i64 token, i64 key, i64 keys,
+                               const f32* scores, const ScoreRows& rows) {
+  const KeySpan span = indexer_span(operands, token, key, keys);
+  f32* row = rows.of(item, token) - item.first_key;
+  for (i64 s = span.begin; s < span.end; ++s) row[s] = scores[s - key];
 }
 
 }  // namespace glm5::cpu

@@ -11,10 +11,23 @@ namespace generic {
 void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
 }  // namespace generic
 
+#if defined(__x86_64__)
+namespace avx2 {
+void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+}  // namespace avx2
+namespace avx512 {
+void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+}  // namespace avx512
+#endif
+
 namespace {
 
 // Items are groups of tokens against chunks of keys.
 constexpr cpu::Implementation<IndexerLogitsArgs> kScore[] = {
+#if defined(__x86_64__)
+    {cpu::Isa::avx512, avx512::indexer_logits},
+    {cpu::Isa::avx2, avx2::indexer_logits},
+#endif
     {cpu::Isa::generic, generic::indexer_logits},
 };
 

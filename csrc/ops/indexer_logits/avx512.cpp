@@ -1,0 +1,12 @@
+// indexer_logits with AVX-512: panels of 32 keys, six rows at a time.
+#include "cpu/avx512.h"
+#include "cpu/indexer_vectors.h"
+#include "ops/indexer_logits/items.h"
+
+namespace glm5::avx512 {
+
+void indexer_logits(const IndexerLogitsArgs& args, i64 begin, i64 end, i64 thread) {
+  score_items<indexer_vectors::Scorer<Lanes>>(args, begin, end, thread);
+}
+
+}  // namespace glm5::avx512
