@@ -34,7 +34,8 @@ inline EncodeTiled encode_tiled(const char* op) {
   return encode;
 }
 
-// A matrix as the copy engine sees it: `rows` of `columns` elements, one box of `box_rows` x `box_columns` per copy.
+// A matrix as the copy engine sees it: `rows` of `columns` elements, one box of `box_rows` x `box_columns` per copy, and
+// of `box_batches` matrices where there is a third dimension.
 struct TmaMatrix {
   CUtensorMapDataType dtype;
   i64 element_bytes;
@@ -45,6 +46,7 @@ struct TmaMatrix {
   CUtensorMapSwizzle swizzle;
   i64 batches = 0;       // 0: the map has two dimensions; else a third one
   i64 batch_stride = 0;  // in elements
+  int box_batches = 1;
 };
 
 // name is the argument's, for the message.
@@ -66,7 +68,8 @@ inline CUtensorMap tma_descriptor(const TmaMatrix& matrix, const char* op, const
   const cuuint64_t lengths[] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows),
                                 static_cast<cuuint64_t>(matrix.batches)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride_bytes), static_cast<cuuint64_t>(batch_bytes)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows), 1};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows),
+                            static_cast<cuuint32_t>(matrix.box_batches)};
   const cuuint32_t steps[] = {1, 1, 1};
   const int rank = matrix.batches == 0 ? 2 : 3;
   CUtensorMap map;
