@@ -25,9 +25,10 @@ class _EmulatedNative:
         self.outputs: set[int] = set()  # storages that the op has just allocated
 
     def __getattr__(self, name: str) -> Callable:
-        if name.endswith("_workspace_bytes"):
-            return lambda *_: 0  # CUDA kernels need none
         function = getattr(self._native, name)
+        if name.endswith("_workspace_bytes"):
+            # the CUDA kernels of most ops need none
+            return lambda *sizes, on_cuda=None: 0 if on_cuda is None else function(*sizes, on_cuda=True)
         return lambda *arguments: self._call(name, function, arguments)
 
     def note_outputs(self, allocate: Callable) -> Callable:

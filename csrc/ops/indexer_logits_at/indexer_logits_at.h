@@ -10,9 +10,11 @@
 //   dq[t, h]   = sum over j of a(h) * k[s]: 64 j at a time a chain from zero, ascending; these are added ascending
 //   dk[s]      = sum over the (t, j) with indices[t, j] = s, ascending in t and then in j, of
 //                (the chain over heads ascending, from zero, of a(h) * q[t, h]; 128 heads at a time)
-// each rounded to its tensor's type once. relu'(0) = 0. What stands in grad beside an absent key does not count. The
-// order is that of the indices alone, so the same bits come back from every run, thread count and machine of one kind;
-// on CPU from every instruction set. With e4m3 there is dweights only.
+// each rounded to its tensor's type once. relu'(0) = 0. What stands in grad beside an absent key does not count. With
+// e4m3 there is dweights only. On CPU every instruction set gives the same bits.
+// On sm_90a the tensor cores multiply a as the sum of two bf16; dweights has chains over j = i, i + 8, i + 64, .. (i % 16 < 8),
+// folded by 4, 2, 1 and then over i / 16; dk is an exact sum of contributions rounded to fixed point (bwd_sm90.cu).
+// Everywhere the order is fixed by the indices alone: the same bits from every run and thread count.
 #pragma once
 
 #include "core/indexer.h"
@@ -41,6 +43,9 @@ struct IndexerLogitsAtBwdArgs {
 
 i64 indexer_logits_at_workspace_bytes(i64 heads, i64 dim);
 i64 indexer_logits_at_bwd_workspace_bytes(i64 tokens, i64 topk, i64 keys, i64 heads, i64 dim);
+
+// Of the gradient on CUDA; the forward pass needs none there.
+GLM5_INLINE i64 indexer_logits_at_bwd_cuda_workspace_bytes(i64 keys) { return keys * (128 * 8 + 4) + 12; }
 
 void indexer_logits_at_cpu(const IndexerLogitsAtArgs&);
 void indexer_logits_at_cuda(const IndexerLogitsAtArgs&, void* stream);
