@@ -11,6 +11,7 @@ void bind_dequantize_fp8(nb::module_&);
 void bind_fp8_gemm(nb::module_&);
 void bind_gemm(nb::module_&);
 void bind_indexer_logits(nb::module_&);
+void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
 
 void bind_build(nb::module_& m) {
@@ -49,6 +50,7 @@ NB_MODULE(_native, m) {
   bind_fp8_gemm(m);
   bind_gemm(m);
   bind_indexer_logits(m);
+  bind_indexer_topk(m);
   bind_quantize_fp8(m);
 }
 
