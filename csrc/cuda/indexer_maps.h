@@ -114,10 +114,10 @@ inline CUtensorMap scales_map(const IndexerOperands& operands, const char* op) {
 
 }  // namespace indexer_maps
 
-// tokens, keys > 0. Where there is nothing to read (no pages), every window counts as empty.
+// tokens > 0. Where there is nothing to read (no keys, no pages), every window counts as empty.
 inline IndexerScoring indexer_scoring(const IndexerOperands& operands, const IndexerPlan& plan, const char* op) {
   const i64 pages = operands.is_paged ? operands.cache.shape[0] : 1;
-  require(plan.items() < (i64{1} << 31), op, ": ", plan.blocks, " blocks of tokens and ", plan.spans,
+  require(plan.items() < (i64{1} << 31) - 1024, op, ": ", plan.blocks, " blocks of tokens and ", plan.spans,
           " spans of keys are more items than 32 bits count");
   IndexerScoring scoring{.q = {},
                          .keys = {},
@@ -131,7 +131,7 @@ inline IndexerScoring indexer_scoring(const IndexerOperands& operands, const Ind
                          .pages = static_cast<int>(pages),
                          .keys_end = pages == 0 ? 0 : static_cast<int>(operands.keys()),
                          .plan = plan};
-  if (pages == 0) return scoring;
+  if (scoring.keys_end == 0) return scoring;
   scoring.q = indexer_maps::q_map(operands, op);
   scoring.keys = indexer_maps::keys_map(operands, op);
   if (operands.q.is_e4m3) {

@@ -1,9 +1,10 @@
 // How the indexer's scores are cut into work on sm_90a: a pure function of the problem, without CUDA, for launchers and
 // tests.
 //
-// A block of queries (256 pairs of a query and a head) meets tiles of 64 keys. An item is such a block and a span of
-// tiles; persistent blocks take items in turn, spans outermost, so that those running at one time read the same keys
-// and neighbours have equally much to do under a causal window.
+// A block of queries (256 pairs of a query and a head) meets tiles of 64 keys. An item is such a block and a part of its
+// tiles: a span of so many, or one of `splits` equal shares of what its windows reach. Persistent blocks take items in
+// turn, parts outermost, so that those running at one time read the same keys and neighbours have equally much to do;
+// last queries first and every other round backwards, which evens out causal windows.
 //
 // Calculated per SM for e4m3 and one tile of 64 x 256 scores' products, not measured:
 //   multiplication      64 x 256 x 128 / 4096 per clock                       512 clocks   (bf16: 1024)
@@ -32,9 +33,10 @@ struct IndexerPlan {
   int tiles;       // of keys, in a row
   int span_tiles;  // of an item
   int spans;
+  int splits;  // 1 where there are several spans
   int grid;
 
-  constexpr i64 items() const { return i64{blocks} * spans; }
+  constexpr i64 items() const { return i64{blocks} * spans * splits; }
 };
 
 constexpr int indexer_queries(i64 heads) {
@@ -51,6 +53,7 @@ constexpr IndexerPlan indexer_plan(i64 tokens, i64 keys, i64 heads, int span_til
           .tiles = static_cast<int>(tiles),
           .span_tiles = span_tiles,
           .spans = static_cast<int>(spans),
+          .splits = 1,
           .grid = static_cast<int>(smaller(blocks * spans, most_blocks))};
 }
 

@@ -30,7 +30,7 @@ struct IndexerTile {
   static constexpr int kHalf = kIndexerPairs / kHeads;  // queries of a warpgroup
   static constexpr int kQueries = kIndexerWarpgroups * kHalf;
   static constexpr int kParts = kE4m3 ? 1 : 2;     // rows of 128 bytes that hold the dim
-  static constexpr int kStages = kE4m3 ? 12 : 5;   // of keys: about 100 KiB under way, twice what latency asks
+  static constexpr int kStages = kE4m3 ? 12 : 4;   // of keys: 64 to 96 KiB under way; latency asks for about 32
   static constexpr int kQueryStages = 2;           // 32 or 64 KiB each
   static constexpr int kMathThreads = 128 * kIndexerWarpgroups, kMathWarps = kMathThreads / 32;
   static constexpr u32 kKeyBytes = kParts * kIndexerTile * 128 + (kE4m3 ? kIndexerTile * 4 : 0);
@@ -62,17 +62,22 @@ struct IndexerStorage {
 // ---- work: items, and the runs of a block. Every warp finds the same ----
 
 struct IndexerItem {
-  int index = blockIdx.x;
-  int block, first_tile, last_tile;
+  int round = 0;
+  int block, split;
+  int first_tile, last_tile;  // of its span
 
   __device__ __forceinline__ bool find(const IndexerPlan& plan) {
+    const int turn = static_cast<int>(round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+    const int index = round * static_cast<int>(gridDim.x) + turn;
     if (index >= plan.items()) return false;
-    block = index % plan.blocks;
-    first_tile = index / plan.blocks * plan.span_tiles;
+    const int part = index / plan.blocks, span = part / plan.splits;
+    block = plan.blocks - 1 - index % plan.blocks;
+    split = part % plan.splits;
+    first_tile = span * plan.span_tiles;
     last_tile = min(first_tile + plan.span_tiles, plan.tiles);
     return true;
   }
-  __device__ __forceinline__ void advance() { index += gridDim.x; }
+  __device__ __forceinline__ void advance() { ++round; }
 };
 
 struct IndexerRun {
@@ -81,26 +86,40 @@ struct IndexerRun {
   int first_tile, last_tile;  // both the item's first where there is none
 };
 
+struct IndexerWindow {
+  int start, end;  // both 0 where there are no keys
+};
+
+// Cut to the keys; empty where the table lacks the token's sequence.
+template <class T>
+__device__ __forceinline__ IndexerWindow indexer_window(const IndexerScoring& args, int token) {
+  const int start = max(__ldg(args.windows.at(token, 0)), 0);
+  const int end = min(__ldg(args.windows.at(token, 1)), args.keys_end);
+  bool has_keys = start < end;
+  if constexpr (T::kPaged) {
+    const int sequence = __ldg(args.sequences.at(token));
+    has_keys = has_keys && sequence >= 0 && sequence < args.block_table.shape[0];
+  }
+  return has_keys ? IndexerWindow{start, end} : IndexerWindow{0, 0};
+}
+
 // By a whole warp; a lane per query.
 template <class T>
 struct IndexerRuns {
+  const IndexerPlan& plan;
   int start, end;  // of the lane's window; no keys: start above every key
   int sequence;
   int count;   // queries of the block that exist
   u32 begins;  // a bit for each first query of a run that is still to come
 
-  __device__ __forceinline__ IndexerRuns(const IndexerScoring& args, int block) {
+  __device__ __forceinline__ IndexerRuns(const IndexerScoring& args, int block) : plan(args.plan) {
     const int lane = threadIdx.x % 32, token = block * T::kQueries + lane;
     count = min(T::kQueries, args.tokens - block * T::kQueries);
     const bool exists = lane < count;
-    start = exists ? max(__ldg(args.windows.at(token, 0)), 0) : 0;
-    end = exists ? min(__ldg(args.windows.at(token, 1)), args.keys_end) : 0;
-    sequence = 0;
-    if constexpr (T::kPaged) {
-      sequence = exists ? __ldg(args.sequences.at(token)) : -1;
-      if (sequence < 0 || sequence >= args.block_table.shape[0]) end = 0;
-    }
-    if (start >= end) start = 0x7fffffff, end = 0;
+    const IndexerWindow window = exists ? indexer_window<T>(args, token) : IndexerWindow{0, 0};
+    start = window.start < window.end ? window.start : 0x7fffffff;
+    end = window.end;
+    sequence = T::kPaged && exists ? __ldg(args.sequences.at(token)) : 0;
     const int before = __shfl_up_sync(0xffffffff, sequence, 1);
     begins = __ballot_sync(0xffffffff, exists && (lane == 0 || sequence != before));
   }
@@ -124,6 +143,11 @@ struct IndexerRuns {
     run.first_tile = max(lowest / kIndexerTile, item.first_tile);
     run.last_tile = min((highest + kIndexerTile - 1) / kIndexerTile, item.last_tile);
     if (run.first_tile >= run.last_tile) run.first_tile = run.last_tile = item.first_tile;
+    if (plan.splits > 1) {
+      const i64 tiles = run.last_tile - run.first_tile;
+      run.last_tile = run.first_tile + static_cast<int>(tiles * (item.split + 1) / plan.splits);
+      run.first_tile += static_cast<int>(tiles * item.split / plan.splits);
+    }
     return true;
   }
 };
@@ -384,8 +408,8 @@ struct IndexerMath {
   }
 };
 
-// By both warpgroups. Sink, beside take(): begin(item, run) before the tiles of a run in which the warpgroup has
-// queries, end_run(item, run) after them, and kTiles, after which at the latest it is asked checkpoint(), while nothing is under way.
+// By both warpgroups. Sink, beside take(): begin(item, run) and end_run(item, run) around the tiles of a run in which the
+// warpgroup has queries, and checkpoint() after every chunk() tiles of it, while nothing is under way.
 template <class T, class Sink>
 __device__ __forceinline__ void indexer_score(const IndexerScoring& args, IndexerStorage<T>& smem,
                                               const IndexerLane<T>& me, Sink& sink) {
@@ -412,8 +436,10 @@ __device__ __forceinline__ void indexer_score(const IndexerScoring& args, Indexe
         continue;
       }
       sink.begin(item, run);
-      for (int tile = run.first_tile; tile < run.last_tile; tile += Sink::kTiles) {
-        math.score(tile, min(run.last_tile - tile, Sink::kTiles));
+      for (int tile = run.first_tile; tile < run.last_tile;) {
+        const int tiles = min(run.last_tile - tile, sink.chunk());
+        math.score(tile, tiles);
+        tile += tiles;
         sink.checkpoint();
       }
       sink.end_run(item, run);

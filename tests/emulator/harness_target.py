@@ -25,10 +25,10 @@ class _EmulatedNative:
         self.outputs: set[int] = set()  # storages that the op has just allocated
 
     def __getattr__(self, name: str) -> Callable:
-        function = getattr(self._native, name)
         if name.endswith("_workspace_bytes"):
-            # the CUDA kernels of most ops need none
-            return lambda *sizes, on_cuda=None: 0 if on_cuda is None else function(*sizes, on_cuda=True)
+            # most CUDA kernels need none
+            return getattr(self._native, name.replace("_workspace", "_cuda_workspace"), lambda *_: 0)
+        function = getattr(self._native, name)
         return lambda *arguments: self._call(name, function, arguments)
 
     def note_outputs(self, allocate: Callable) -> Callable:
@@ -43,16 +43,20 @@ class _EmulatedNative:
     def _call(self, name: str, function: Callable, arguments: tuple) -> object:
         names = re.findall(r"(\w+): ", (function.__doc__ or "").split("->")[0])
         copies: dict[int, DeviceTensor] = {}
+        scratch: set[int] = set()  # read only where the kernels have written, and forgotten
         try:
             for i, argument in enumerate(arguments):
                 if isinstance(argument, Tensor):
+                    argument_name = names[i] if i < len(names) else f"argument {i}"
                     is_output = argument.untyped_storage().data_ptr() in self.outputs and argument.numel() > 0
-                    copies[i] = to_device(
-                        argument, names[i] if i < len(names) else f"argument {i}", is_output=is_output
-                    )
-            before = {i: _bits(copy.tensor) for i, copy in copies.items()}
+                    is_scratch = argument_name == "workspace"
+                    copies[i] = to_device(argument, argument_name, is_output=is_output or is_scratch)
+                    scratch |= {i} if is_scratch else set()
+            before = {i: _bits(copy.tensor) for i, copy in copies.items() if i not in scratch}
             result = function(*(copies[i].tensor if i in copies else a for i, a in enumerate(arguments)))
             for i, copy in copies.items():
+                if i in scratch:
+                    continue
                 if copy.is_output and (missing := copy.unwritten_bytes()):
                     raise UnwrittenOutput(f"{name} left {missing} bytes of {names[i]} unwritten")
                 if copy.is_output or not torch.equal(_bits(copy.tensor), before[i]):

@@ -29,8 +29,6 @@ struct KernelArgs {
 
 template <class T>
 struct StoreScores {
-  static constexpr int kTiles = 1 << 30;  // no need of checkpoints
-
   const KernelArgs& args;
   const cuda::IndexerLane<T>& me;
   int start = 0, end = 0;  // of the window of this lane's query
@@ -42,8 +40,8 @@ struct StoreScores {
   __device__ __forceinline__ void begin(const cuda::IndexerItem& item, const cuda::IndexerRun& run) {
     const bool stores = me.query >= run.first && me.query < run.last;
     const int token = item.block * T::kQueries + (stores ? me.query : run.first);
-    start = __ldg(args.scoring.windows.at(token, 0));
-    end = min(__ldg(args.scoring.windows.at(token, 1)), args.scoring.keys_end);
+    const auto window = cuda::indexer_window<T>(args.scoring, token);
+    start = window.start, end = window.end;
     keys = stores ? static_cast<int>(args.out.shape[1]) : 0;
     row = args.out.at(token, 0);
   }
@@ -57,6 +55,7 @@ struct StoreScores {
     }
   }
 
+  __device__ __forceinline__ int chunk() const { return 0x7fffffff; }
   __device__ __forceinline__ void checkpoint() {}
   __device__ __forceinline__ void end_run(const cuda::IndexerItem&, const cuda::IndexerRun&) {}
 };

@@ -43,13 +43,12 @@ void bind_indexer_logits_at(nb::module_& m) {
       nb::arg("dq"), nb::arg("dk"), nb::arg("dweights"), nb::arg("workspace"), nb::arg("stream"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("indexer_logits_at_workspace_bytes", &indexer_logits_at_workspace_bytes, nb::arg("heads"), nb::arg("dim"));
+  m.def("indexer_logits_at_bwd_workspace_bytes", &indexer_logits_at_bwd_workspace_bytes, nb::arg("tokens"),
+        nb::arg("topk"), nb::arg("keys"), nb::arg("heads"), nb::arg("dim"));
   m.def(
-      "indexer_logits_at_bwd_workspace_bytes",
-      [](i64 tokens, i64 topk, i64 keys, i64 heads, i64 dim, bool on_cuda) {
-        return on_cuda ? indexer_logits_at_bwd_cuda_workspace_bytes(keys)
-                       : indexer_logits_at_bwd_workspace_bytes(tokens, topk, keys, heads, dim);
-      },
-      nb::arg("tokens"), nb::arg("topk"), nb::arg("keys"), nb::arg("heads"), nb::arg("dim"), nb::arg("on_cuda"));
+      "indexer_logits_at_bwd_cuda_workspace_bytes",
+      [](i64, i64, i64 keys, i64, i64) { return indexer_logits_at_bwd_cuda_workspace_bytes(keys); }, nb::arg("tokens"),
+      nb::arg("topk"), nb::arg("keys"), nb::arg("heads"), nb::arg("dim"));
 }
 
 }  // namespace glm5

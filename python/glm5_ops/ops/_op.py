@@ -52,14 +52,12 @@ def stream_of(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
-def workspace_of(tensor: Tensor, workspace_bytes: Callable[[], int]) -> Tensor:
-    """Scratch for a CPU kernel, where the CUDA kernels need none."""
-    return torch.empty(0 if tensor.is_cuda else workspace_bytes(), dtype=torch.uint8, device=tensor.device)
-
-
-def workspace_on(tensor: Tensor, workspace_bytes: Callable[[bool], int]) -> Tensor:
-    """Scratch, on CUDA too: `workspace_bytes` is told whether the kernels are those of CUDA."""
-    return torch.empty(workspace_bytes(tensor.is_cuda), dtype=torch.uint8, device=tensor.device)
+def workspace_of(
+    tensor: Tensor, workspace_bytes: Callable[[], int], cuda_workspace_bytes: Callable[[], int] = lambda: 0
+) -> Tensor:
+    """Scratch for a kernel; most CUDA kernels need none."""
+    size = cuda_workspace_bytes() if tensor.is_cuda else workspace_bytes()
+    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
 
 
 def _on_its_gpu(function: Callable) -> Callable:

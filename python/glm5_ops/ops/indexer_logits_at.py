@@ -5,7 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
-from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of, workspace_on
+from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
 CONTRACT = Contract(
     "indexer_logits_at",
@@ -88,7 +88,11 @@ def indexer_logits_at_bwd(
     """
     dq, dk, dweights = _outputs_bwd(grad, q, k, weights, indices, k_scales)
     sizes = (*indices.shape, k.shape[0], *q.shape[1:])
-    workspace = workspace_on(q, lambda on_cuda: _native.indexer_logits_at_bwd_workspace_bytes(*sizes, on_cuda=on_cuda))
+    workspace = workspace_of(
+        q,
+        lambda: _native.indexer_logits_at_bwd_workspace_bytes(*sizes),
+        lambda: _native.indexer_logits_at_bwd_cuda_workspace_bytes(*sizes),
+    )
     _native.indexer_logits_at_bwd(grad, q, k, weights, indices, k_scales, dq, dk, dweights, workspace, stream_of(q))
     return dq, dk, dweights
 

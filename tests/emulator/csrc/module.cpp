@@ -11,6 +11,7 @@ void bind_gemm(nb::module_&);
 void bind_indexer_cache_append(nb::module_&);
 void bind_indexer_logits(nb::module_&);
 void bind_indexer_logits_at(nb::module_&);
+void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
 
 namespace {
@@ -36,6 +37,7 @@ NB_MODULE(_native_emulated, m) {
   bind_indexer_cache_append(m);
   bind_indexer_logits(m);
   bind_indexer_logits_at(m);
+  bind_indexer_topk(m);
   bind_quantize_fp8(m);
 }
 
