@@ -16,8 +16,8 @@ GLM5_INLINE void pack_queries(const IndexerOperands& operands, const cpu::Indexe
   const Tensor<const T, 3> q = operands.q.as<T>();
   const i64 heads = q.shape[1], dim = q.shape[2];
   f32* packed = reinterpret_cast<f32*>(scratch.queries);
-  for (i64 block = 0; block < cpu::indexer_blocks(dim); ++block) {
-    const i64 first = block * cpu::kGemmBlock, valid = smaller(cpu::kGemmBlock, dim - first);
+  for (i64 first = 0; first < dim; first += cpu::kGemmBlock) {
+    const i64 valid = smaller(cpu::kGemmBlock, dim - first);
     for (i64 t = 0; t < item.tokens; ++t, packed += heads * cpu::kGemmBlock)
       avx2::pack(packed, cpu::kGemmBlock, q.at(item.first_token + t, 0, first), q.stride[1], 1, heads, valid, heads,
                  round_up(valid, cpu::kGemmStep), 0);
@@ -121,6 +121,8 @@ static void score_item(const IndexerOperands& operands, const cpu::IndexerItem& 
 
 template <class Lanes>
 struct Scorer {
+  static constexpr bool kWithAmx = false;
+
   GLM5_INLINE static void score(const IndexerOperands& operands, const cpu::IndexerItem& item,
                                 const cpu::IndexerScratch& scratch, const cpu::ScoreRows& scores) {
     if (operands.q.is_e4m3) {

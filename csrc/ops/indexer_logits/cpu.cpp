@@ -18,6 +18,9 @@ void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
 namespace avx512 {
 void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
 }  // namespace avx512
+namespace amx {
+void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+}  // namespace amx
 #endif
 
 namespace {
@@ -25,16 +28,19 @@ namespace {
 // Items are groups of tokens against chunks of keys.
 constexpr cpu::Implementation<IndexerLogitsArgs> kScore[] = {
 #if defined(__x86_64__)
+    {cpu::Isa::amx, amx::indexer_logits},
     {cpu::Isa::avx512, avx512::indexer_logits},
     {cpu::Isa::avx2, avx2::indexer_logits},
 #endif
     {cpu::Isa::generic, generic::indexer_logits},
 };
 
+cpu::IndexerShape shape_of(i64 heads, i64 dim) { return {heads, dim, cpu::current_isa() == cpu::Isa::amx}; }
+
 }  // namespace
 
 i64 indexer_logits_workspace_bytes(i64 heads, i64 dim) {
-  return cpu::indexer_workspace_size(heads, dim, cpu::thread_count());
+  return cpu::indexer_workspace_size(shape_of(heads, dim), cpu::thread_count());
 }
 
 void indexer_logits_cpu(const IndexerLogitsArgs& args) {
@@ -52,7 +58,7 @@ void indexer_logits_cpu(const IndexerLogitsArgs& args) {
   const i64 needed = indexer_logits_workspace_bytes(heads, dim);
   require(args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ",
           cpu::thread_count(), " threads; got u8[", args.workspace.shape[0], "]");
-  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, cpu::indexer_group(heads, dim)));
+  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, shape_of(heads, dim).group()));
 }
 
 }  // namespace glm5
