@@ -87,14 +87,15 @@ struct WaitingScores {
   i64 row_tile, row_tiles, key_tile;
 };
 
-// c_j <- fma(weight, d + |d|, c_j) for 16 keys and up to 16 heads of one token.
+// c_j <- fma(weight, d + |d|, c_j) for 16 keys and 16 heads of one token, or the first `heads` of them.
+template <bool AllHeads>
 GLM5_INLINE void add_heads(const f32* products, const f32* weights, i64 heads, f32* sums) {
   __m512 c[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) c[j] = _mm512_load_ps(sums + j * cpu::kIndexerPanelKeys);
 #pragma GCC unroll 16
   for (int h = 0; h < 16; ++h) {
-    if (h >= heads) break;
+    if (!AllHeads && h >= heads) break;
     const __m512 d = _mm512_load_ps(products + h * kTile);
     c[h / 2 % 4] = _mm512_fmadd_ps(_mm512_set1_ps(weights[h]), _mm512_add_ps(d, _mm512_abs_ps(d)), c[h / 2 % 4]);
   }
@@ -108,7 +109,13 @@ GLM5_INLINE void add_waiting(const IndexerTiles& tiles, const WaitingScores& wai
     const i64 row_tile = waiting.row_tile + i / 2, token = row_tile / tiles.head_tiles;
     const i64 heads = tiles.heads - row_tile % tiles.head_tiles * kTile;
     f32* sums = tiles.scratch.sums + token * 4 * cpu::kIndexerPanelKeys + (waiting.key_tile + i % 2) * kTile;
-    add_heads(waiting.products + i * kTileF32, tiles.scratch.weights + row_tile * kTile, heads, sums);
+    const f32* products = waiting.products + i * kTileF32;
+    const f32* weights = tiles.scratch.weights + row_tile * kTile;
+    if (heads >= kTile) {
+      add_heads<true>(products, weights, heads, sums);
+    } else {
+      add_heads<false>(products, weights, heads, sums);
+    }
   }
 }
 
