@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         indexer_logits,
         indexer_logits_at,
         indexer_logits_at_bwd,
+        indexer_logits_bwd,
         indexer_logits_paged,
         quantize_fp8,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "indexer_logits",
     "indexer_logits_at",
     "indexer_logits_at_bwd",
+    "indexer_logits_bwd",
     "indexer_logits_paged",
     "quantize_fp8",
 ]
