@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glm5_ops._native import Error
-    from glm5_ops.ops import dequantize_fp8, fp8_gemm, fp8_gemm_into, gemm, gemm_into, quantize_fp8
+    from glm5_ops.ops import dequantize_fp8, fp8_gemm, fp8_gemm_into, gemm, gemm_into, quantize_fp8, topk_select
 
 __version__ = "0.1.0"
-__all__ = ["Error", "dequantize_fp8", "fp8_gemm", "fp8_gemm_into", "gemm", "gemm_into", "quantize_fp8"]
+__all__ = ["Error", "dequantize_fp8", "fp8_gemm", "fp8_gemm_into", "gemm", "gemm_into", "quantize_fp8", "topk_select"]
 
 
 def __getattr__(name: str):

@@ -7,5 +7,6 @@ from glm5_ops.reference.dequantize_fp8 import dequantize_fp8
 from glm5_ops.reference.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.reference.gemm import gemm, gemm_into
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
+from glm5_ops.reference.topk_select import topk_select
 
-__all__ = ["dequantize_fp8", "fp8_gemm", "fp8_gemm_into", "gemm", "gemm_into", "quantize_fp8"]
+__all__ = ["dequantize_fp8", "fp8_gemm", "fp8_gemm_into", "gemm", "gemm_into", "quantize_fp8", "topk_select"]

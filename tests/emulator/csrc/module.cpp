@@ -9,6 +9,7 @@ void bind_dequantize_fp8(nb::module_&);
 void bind_fp8_gemm(nb::module_&);
 void bind_gemm(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
+void bind_topk_select(nb::module_&);
 
 namespace {
 
@@ -31,6 +32,7 @@ NB_MODULE(_native_emulated, m) {
   bind_fp8_gemm(m);
   bind_gemm(m);
   bind_quantize_fp8(m);
+  bind_topk_select(m);
 }
 
 }  // namespace glm5
