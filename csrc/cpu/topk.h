@@ -268,6 +268,16 @@ struct TopkChoice {
   i32 worst, best_left_out;
 };
 
+// The worst that is at least `bound`, and the best below it.
+GLM5_INLINE void topk_sides(const i32* orders, i64 count, i32 bound, i32& worst, i32& best_left_out) {
+  for (i64 i = 0; i < count; ++i) {
+    const i32 order = orders[i], above = order >= bound ? order : 0x7fffffff;
+    const i32 below = order >= bound ? kOrderOfNan : order;
+    worst = above < worst ? above : worst;
+    best_left_out = below > best_left_out ? below : best_left_out;
+  }
+}
+
 // The best min(topk, keys fed) candidates. topk <= keep.
 template <class Lanes>
 GLM5_INLINE TopkChoice topk_finish(TopkStream& stream, i64 topk) {
@@ -276,12 +286,8 @@ GLM5_INLINE TopkChoice topk_finish(TopkStream& stream, i64 topk) {
   const TopkCut cut = topk_cut<Lanes>(stream.orders, stream.count, topk);
   i32 worst = 0x7fffffff, best_left_out = kOrderOfNan;
   if (stream.keep > topk) {
-    for (i64 i = 0; i < stream.count; ++i) {
-      const i32 order = stream.orders[i];
-      const bool chosen = order >= cut.bound + (i >= cut.place);
-      worst = chosen && order < worst ? order : worst;
-      best_left_out = !chosen && order > best_left_out ? order : best_left_out;
-    }
+    topk_sides(stream.orders, cut.place, cut.bound, worst, best_left_out);
+    topk_sides(stream.orders + cut.place, stream.count - cut.place, cut.bound + 1, worst, best_left_out);
   }
   stream.count = stream.converted = topk_keep<Lanes>(stream, cut);
   return {stream.indices, stream.orders, stream.count, true, worst, best_left_out};
