@@ -1,7 +1,7 @@
 // An exact top-k by a block, or by the blocks of a cluster together: what topk_select and indexer_topk share.
 //
-// A score becomes a key, a u32 that orders as core/topk.h says; the k-th key is found digit by digit, 11 + 11 + 10 bits,
-// with a histogram in shared memory each. Nothing has a capacity: a source is whatever can be read again.
+// A score becomes a key, a u32 that orders as core/topk.h says; the k-th key is found digit by digit, 11 + 11 + 10
+// bits, with a histogram in shared memory each. Nothing has a capacity: a source is whatever can be read again.
 //
 //   TopkCut cut = {.need = k};                                       // 1 <= k < keys of all blocks together
 //   for (int level = 0; !cut.done; ++level) {
@@ -38,13 +38,15 @@ constexpr int kTopkQuads = 2;  // that a thread reads before it looks at them: 3
 // The digit of a level, and the bits above it that a key must share with the cut to be counted.
 __device__ __forceinline__ int topk_shift(int level) { return level == 0 ? 21 : level == 1 ? 10 : 0; }
 __device__ __forceinline__ u32 topk_digit(int level) { return level == 2 ? 1023 : 2047; }
-__device__ __forceinline__ u32 topk_prefix(int level) { return level == 0 ? 0 : level == 1 ? 0xffe00000u : 0xfffffc00u; }
+__device__ __forceinline__ u32 topk_prefix(int level) {
+  return level == 0 ? 0 : level == 1 ? 0xffe00000u : 0xfffffc00u;
+}
 
 // ---- Sources: quads of four neighbours ----
 
 struct TopkQuad {
-  u32 keys[4];
-  u32 live;  // bit e: keys[e] belongs to the source
+  u32 keys[4];  // 0, which is below every cut but that of a NaN, where nothing belongs to the source
+  u32 live;     // bit e: keys[e] belongs to it
 };
 
 // Which of the elements 4 * quad .. + 3 lie in [begin, end).
@@ -86,7 +88,7 @@ struct TopkScores {
   __device__ __forceinline__ i32 index(u32 quad, u32 e) const { return first + static_cast<i32>(4 * quad + e); }
 };
 
-// Keys of the same elements; what does not belong is there too, as anything.
+// Keys of the same elements; 0 stands for what does not belong.
 struct TopkKeys {
   const uint4* keys;
   i32 first;
@@ -187,8 +189,8 @@ __device__ __forceinline__ void topk_count(const Source& source, TopkStorage<kTh
         alike &= ((key ^ loaded[q].keys[0]) >> shift) == 0;
       }
       const u32 bin = loaded[q].keys[0] >> shift & digit;
-      const bool whole = counted == 15 && alike;
-      if (__all_sync(0xffffffffu, whole && bin == __shfl_sync(0xffffffffu, bin, 0))) {
+      const bool as_first = bin == __shfl_sync(0xffffffffu, bin, 0);
+      if (__all_sync(0xffffffffu, as_first && alike && counted == 15)) {
         if (threadIdx.x % 32 == 0) atomicAdd(&counts[bin], 128u);
         continue;
       }
@@ -275,20 +277,21 @@ __device__ __forceinline__ TopkPlace topk_place(TopkStorage<kThreads>& storage, 
 
 // ---- Visit ----
 
-// Shows the visitor every key of the source: take(position, index, key) the chosen, leave(key) the others. One barrier
-// for 8 keys a thread: keys above the cut and within it are counted together, in two halves of a word.
+// Shows the visitor every key of the source: take(position, index, key) the chosen, leave(key) the others (and
+// now and then a 0). One barrier for 8 keys a thread: keys above the cut and within it are counted together, in two
+// halves of a word.
 template <int kThreads, class Source, class Visitor>
 __device__ __forceinline__ void topk_visit(const Source& source, TopkStorage<kThreads>& storage, const TopkCut& cut,
                                            TopkPlace place, Visitor& visitor) {
   constexpr int kWarps = TopkStorage<kThreads>::kWarps, kSums = kTopkQuads * kWarps;
   static_assert(32 % kWarps == 0 && kSums % 32 == 0 && kThreads * 4 * kTopkQuads < 65536);
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, quads = source.quads();
-  u32 parity = 0;
-  for (u32 tile = 0; tile < quads; tile += kThreads * kTopkQuads, parity ^= 1) {
+  for (u32 tile = 0; tile < quads; tile += kThreads * kTopkQuads) {
+    const u32 parity = tile / (kThreads * kTopkQuads) % 2;
     TopkQuad loaded[kTopkQuads];
 #pragma unroll
     for (int q = 0; q < kTopkQuads; ++q) loaded[q] = source.load(tile + q * kThreads + threadIdx.x);
-    u32 above = 0, within = 0, live = 0;      // bit 4q + e
+    u32 above = 0, within = 0;                // bit 4q + e
     u32 above_counts = 0, within_counts = 0;  // byte q
 #pragma unroll
     for (int q = 0; q < kTopkQuads; ++q) {
@@ -298,9 +301,9 @@ __device__ __forceinline__ void topk_visit(const Source& source, TopkStorage<kTh
         above |= u32{key > cut.ceiling} << (4 * q + e);
         within |= u32{key >= cut.floor && key <= cut.ceiling} << (4 * q + e);
       }
-      live |= loaded[q].live << (4 * q);
-      above_counts |= __popc(above & loaded[q].live << (4 * q)) << (8 * q);
-      within_counts |= __popc(within & loaded[q].live << (4 * q)) << (8 * q);
+      within &= loaded[q].live << (4 * q) | ~(15u << (4 * q));
+      above_counts |= __popc(above >> (4 * q)) << (8 * q);
+      within_counts |= __popc(within >> (4 * q)) << (8 * q);
     }
     // Sums over the lanes up to this one: at most 128 in a byte.
     u32 above_sums = above_counts, within_sums = within_counts;
@@ -343,7 +346,6 @@ __device__ __forceinline__ void topk_visit(const Source& source, TopkStorage<kTh
       u32 within_before = place.within + (warp_before >> 16) + (within_sums >> (8 * q) & 255);
 #pragma unroll
       for (u32 e = 0; e < 4; ++e) {
-        if ((live >> (4 * q + e) & 1) == 0) continue;
         const u32 is_above = above >> (4 * q + e) & 1, is_within = within >> (4 * q + e) & 1;
         if (is_above != 0 || (is_within != 0 && within_before < cut.need))
           visitor.take(above_before + min(within_before, cut.need),

@@ -1,6 +1,6 @@
-// How the CPU kernels cut the work, alike for all instruction sets. Many rows: an item is a row, from scores to results.
-// Fewer rows than threads: rows are cut into parts; an item is a part, whose best `keep` go to the workspace, and in a
-// second phase the parts of a row, which follow one another by index, are one list of candidates.
+// How the CPU kernels cut the work, alike for all instruction sets. Many rows: an item is a row, from scores to
+// results. Fewer rows than threads: rows are cut into parts; an item is a part, whose best `keep` go to the workspace,
+// and in a second phase the parts of a row, which follow one another by index, are one list of candidates.
 //
 // Floor: one read of the scores. Of a row in random order a candidate buffer of 4 * topk sees about topk + 3 * topk /
 // sqrt(1024 * topk / keys) keys; all else stays in the second-level cache.

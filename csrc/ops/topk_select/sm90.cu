@@ -6,10 +6,10 @@
 //   3  the two lower digits of the k-th key, from what is staged
 //   4  chosen keys go to their places, which prefix sums tell, and the sums of a fingerprint and a margin are made
 //
-// Floor: rows * keys * 4 bytes from memory, once (H200: 4.3 TB/s): 4.0 ms for 65536 rows of 65536. A piece of up to
-// 24,064 keys is read once; a longer one twice, and the second time from L2, since 264 blocks with rows of 128 KiB have
-// 34 MiB under way; rows of equal scores four times. One block moves at most 64 B per clock: a row of 131,072 keys takes
-// it 8,192 clocks a pass, eight blocks 1,024.
+// Floor: rows * keys * 4 bytes from memory, once: 4.0 ms for 65536 rows of 65536 at the 4.3 TB/s of an H200. A piece of
+// up to 22,528 keys is read once. A longer one is read twice, the second time from L2: 264 blocks with rows of 64 Ki
+// keys have 66 MiB under way, 32 Ki keys 33 MiB, of 50. Rows of close or equal scores are read up to four times. A
+// block's SM moves at most 64 B per clock: a row of 131,072 keys takes it 8,192 clocks a pass, eight blocks 1,024.
 #include "cuda/launch.h"
 #include "cuda/topk.cuh"
 #include "ops/topk_select/config.h"
@@ -22,7 +22,16 @@ constexpr const char* kOp = "topk_select";
 using topk_select_sm90::Config;
 using topk_select_sm90::kThreads;
 
+// Where a row's results go, and whether keys are left out: in shared memory, since registers are scarce and chosen keys
+// few.
+struct Target {
+  i32* indices;
+  const i32* table;  // or null
+  bool leaves_out;
+};
+
 struct alignas(16) SharedStorage {
+  Target target;
   cuda::TopkStorage<kThreads> topk;
   u64 warp_fingerprints[kThreads / 32];
   u32 warp_worst[kThreads / 32], warp_best[kThreads / 32];
@@ -36,13 +45,12 @@ static_assert(sizeof(SharedStorage) <= topk_select_sm90::kFixedBytes);
 
 // Stores results, and gathers what fingerprint and margin need.
 struct Results {
-  i32* indices;
-  const i32* table;  // or null
+  const Target& target;
   u64 fingerprint = 0;
   u32 worst = 0xffffffffu, best_left_out = 0;
 
   __device__ __forceinline__ void store(u32 position, i32 index) {
-    indices[position] = table != nullptr ? topk_slot(table, index) : index;
+    target.indices[position] = target.table != nullptr ? topk_slot(target.table, index) : index;
     fingerprint += topk_mix(index);
   }
   __device__ __forceinline__ void take(u32 position, i32 index, u32 key) {
@@ -119,7 +127,7 @@ __device__ __forceinline__ void select(const cuda::TopkScores& scores, SharedSto
 
 // Adds up what threads and blocks have of fingerprint and margin; thread 0 of the first block stores them.
 __device__ __forceinline__ void store_sums(const TopkSelectArgs& args, SharedStorage& smem, i64 row, u32 cluster,
-                                           bool leaves_out, const Results& results) {
+                                           const Results& results) {
   u64 fingerprint = results.fingerprint;
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) fingerprint += __shfl_xor_sync(0xffffffffu, fingerprint, step);
@@ -151,7 +159,8 @@ __device__ __forceinline__ void store_sums(const TopkSelectArgs& args, SharedSto
     }
     if (args.fingerprints.shape[0] > 0) *args.fingerprints.at(row) = static_cast<i64>(fingerprint);
     if (args.margins.shape[0] > 0)
-      *args.margins.at(row) = leaves_out ? topk_margin(cuda::topk_order(worst), cuda::topk_order(best)) : INFINITY;
+      *args.margins.at(row) =
+          smem.target.leaves_out ? topk_margin(cuda::topk_order(worst), cuda::topk_order(best)) : INFINITY;
   }
 }
 
@@ -178,23 +187,26 @@ __global__ __launch_bounds__(kThreads, topk_select_sm90::kBlocksPerSm)
 void topk_select_kernel(const __grid_constant__ TopkSelectArgs args, u32 cluster, u32 staged_bytes) {
   extern __shared__ __align__(16) u8 smem_bytes[];
   SharedStorage& smem = *reinterpret_cast<SharedStorage*>(smem_bytes);
-  const i64 row = blockIdx.x / cluster, rank = blockIdx.x % cluster, topk = args.indices.shape[1];
+  const u32 row = blockIdx.x / cluster, rank = blockIdx.x % cluster, topk = static_cast<u32>(args.indices.shape[1]);
   const RowPlan plan = plan_of(args, row);
-  const i64 keys = plan.window.size(), begin = keys * rank / cluster, end = keys * (rank + 1) / cluster;
+  // This block's piece of the window; of a dimension, and so below 2^31.
+  const u32 keys = static_cast<u32>(plan.window.size()), piece = (keys + cluster - 1) / cluster;
+  const u32 begin = min(piece * rank, keys), end = min(begin + piece, keys);
   i32* indices = args.indices.at(row, 0);
-  Results results{indices, plan.table};
-  for (i64 i = smaller(keys, topk) + rank * kThreads + threadIdx.x; i < topk; i += i64{kThreads} * cluster)
-    indices[i] = -1;
+  if (threadIdx.x == 0) smem.target = {indices, plan.table, keys > topk};
+  __syncthreads();
+  Results results{smem.target};
+  for (u32 i = min(keys, topk) + rank * kThreads + threadIdx.x; i < topk; i += kThreads * cluster) indices[i] = -1;
   if (keys <= topk) {
-    for (i64 i = begin + threadIdx.x; i < end; i += kThreads)
-      results.store(static_cast<u32>(i), static_cast<i32>(plan.window.begin + i));
+    for (u32 i = begin + threadIdx.x; i < end; i += kThreads)
+      results.store(i, static_cast<i32>(plan.window.begin + i));
   } else {
     const i64 first = plan.window.begin + begin;
-    select(cuda::TopkScores::of(args.scores.at(row, first), first, end - begin), smem, static_cast<u32>(topk), cluster,
-           staged_bytes, results);
+    select(cuda::TopkScores::of(args.scores.at(row, first), first, end - begin), smem, topk, cluster, staged_bytes,
+           results);
   }
   if (args.fingerprints.shape[0] > 0 || args.margins.shape[0] > 0)
-    store_sums(args, smem, row, cluster, keys > topk, results);
+    store_sums(args, smem, row, cluster, results);
   if (cluster > 1) cuda::topk_sync(cluster);  // no block's shared memory goes while another reads it
 }
 

@@ -47,7 +47,7 @@ def check_block_table(
             f"{op}: the window of row {row} must end within the {columns} pages of block_table; "
             f"got [{int(start[row])}, {int(end[row])}]"
         )
-    entries = block_table[sequences.long()]
+    entries = block_table[sequences.long()].long()
     page = torch.arange(columns, device=block_table.device)
     used = (page * PAGE < end[:, None]) & ((page + 1) * PAGE > start[:, None]) & (start < end)[:, None]
     bad = used & ((entries < 0) | (entries >= (2**31 if pages is None else pages)))
