@@ -22,22 +22,22 @@
 
 namespace glm5::cpu {
 
-constexpr i64 kTopkWord = 64;        // scores looked at together: a bit each
-constexpr i64 kTopkSample = 1024;    // scores in the sample of topk_guess, in runs of 16
-constexpr i64 kTopkRun = 16;         // a cache line
+constexpr i64 kTopkWord = 64;      // scores looked at together: a bit each
+constexpr i64 kTopkSample = 1024;  // scores in the sample of topk_guess, in runs of 16
+constexpr i64 kTopkRun = 16;       // a cache line
 // Scores asked of memory ahead of the comparison: candidates come as surprises, and a processor that guessed wrong
 // forgets the loads it had begun. Measured on Zen 3, 64 x 65536 from memory: 1.6 times the speed without.
 constexpr i64 kTopkAhead = 2048;
 
 struct TopkStream {
-  i32* orders;     // of the candidates: order_of() their scores; from `converted` on still the scores' bits
-  i32* indices;    // of the candidates, ascending
+  i32* orders;   // of the candidates: order_of() their scores; from `converted` on still the scores' bits
+  i32* indices;  // of the candidates, ascending
   i64 capacity;
   i64 keep;
   i64 count;
   i64 converted;
-  f32 threshold;   // candidates are above it
-  u64 takes_all;   // ~0: there is no threshold yet; everything is a candidate, NaN too
+  f32 threshold;  // candidates are above it
+  u64 takes_all;  // ~0: there is no threshold yet; everything is a candidate, NaN too
 };
 
 // Four times `keep`: a cut is paid for by three quarters of the buffer.
@@ -127,8 +127,8 @@ GLM5_INLINE TopkCut topk_cut(const i32* orders, i64 count, i64 keep) {
   while (high - low > 1) {
     const i64 middle = low + (high - low) / 2;
     const i32 bound = static_cast<i32>(middle);
-    const i64 found = Lanes::count_at_least(orders, whole, bound) +
-                      PlainLanes::count_at_least(orders + whole, count - whole, bound);
+    const i64 found =
+        Lanes::count_at_least(orders, whole, bound) + PlainLanes::count_at_least(orders + whole, count - whole, bound);
     if (found == keep) return {bound, count};
     if (found > keep) {
       low = middle;
@@ -264,7 +264,7 @@ struct TopkChoice {
   const i32* indices;  // ascending; in the stream's buffer
   const i32* orders;   // of these
   i64 count;
-  bool leaves_out;     // the two below mean something where keep was topk + 1
+  bool leaves_out;  // the two below mean something where keep was topk + 1
   i32 worst, best_left_out;
 };
 
@@ -295,11 +295,11 @@ GLM5_INLINE TopkChoice topk_finish(TopkStream& stream, i64 topk) {
 
 // Where a row's results go.
 struct TopkRow {
-  i32* indices;        // [topk]
+  i32* indices;  // [topk]
   i64 topk;
-  const i32* table;    // the sequence's row of the block table, to store slots; or null, to store indices
-  f32* margin;         // or null
-  i64* fingerprint;    // or null
+  const i32* table;  // the sequence's row of the block table, to store slots; or null, to store indices
+  f32* margin;       // or null
+  i64* fingerprint;  // or null
 };
 
 GLM5_INLINE void topk_store(const TopkChoice& choice, const TopkRow& row) {

@@ -68,8 +68,7 @@ struct TopkLanes {
 
   GLM5_INLINE static i64 count_at_least(const i32* orders, i64 count, i32 bound) {
     const __m256i limit = _mm256_set1_epi32(bound);
-    __m256i below[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                        _mm256_setzero_si256()};
+    __m256i below[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
     i64 i = 0;
     for (; i + 32 <= count; i += 32) {
 #pragma GCC unroll 4

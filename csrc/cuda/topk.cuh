@@ -141,8 +141,8 @@ struct TopkStorage {
   u32 counts[kTopkLevels][kTopkBins];
   u64 warp_sums[kWarps];
   u32 tile_sums[2][kTopkQuads * kWarps];
-  u32 bin, above, within, own_above, own_within;  // what a level found
-  u32 place[2];                                   // own_above and own_within of the cut
+  alignas(16) u32 place[2];                                   // own_above and own_within of the cut
+  u32 bin, above, within, own_above, own_within, all_needed;  // what a level found
 
   __device__ __forceinline__ void clear() {
     for (int i = threadIdx.x; i < kTopkLevels * kTopkBins; i += kThreads) counts[0][i] = 0;
@@ -198,8 +198,10 @@ __device__ __forceinline__ void topk_count(const Source& source, TopkStorage<kTh
       for (int e = 0; e < 4; ++e) {
         const u32 key = loaded[q].keys[e];
         if ((counted >> e & 1) == 0) continue;
-        if (key == kTopkKeyOfZero) ++zeros;
-        else atomicAdd(&counts[key >> shift & digit], 1u);
+        if (key == kTopkKeyOfZero)
+          ++zeros;
+        else
+          atomicAdd(&counts[key >> shift & digit], 1u);
       }
     }
   }
@@ -221,7 +223,8 @@ __device__ __forceinline__ void topk_find(TopkStorage<kThreads>& storage, int le
   for (int i = 0; i < kOwn; ++i) {
     const u32* count = &storage.counts[level][kTopkBins - 1 - (threadIdx.x * kOwn + i)];
     u32 total = 0;
-    if (cluster == 1) total = *count;
+    if (cluster == 1)
+      total = *count;
     else
       for (u32 rank = 0; rank < cluster; ++rank) total += topk_peek(count, rank);
     pairs[i] = u64{total} << 32 | *count;
@@ -246,6 +249,7 @@ __device__ __forceinline__ void topk_find(TopkStorage<kThreads>& storage, int le
       storage.within = within;
       storage.own_above = static_cast<u32>(before);
       storage.own_within = static_cast<u32>(pairs[i]);
+      storage.all_needed = cut.need == above + within;
     }
     before += pairs[i];
   }
@@ -256,7 +260,7 @@ __device__ __forceinline__ void topk_find(TopkStorage<kThreads>& storage, int le
   cut.need -= storage.above;
   cut.own_above += storage.own_above;
   cut.own_within = storage.own_within;
-  cut.done = cut.need == storage.within || level == kTopkLevels - 1;
+  cut.done = storage.all_needed != 0 || level == kTopkLevels - 1;
 }
 
 template <int kThreads>
@@ -320,7 +324,7 @@ __device__ __forceinline__ void topk_visit(const Source& source, TopkStorage<kTh
 #pragma unroll
       for (int q = 0; q < kTopkQuads; ++q)
         storage.tile_sums[parity][q * kWarps + warp] =
-            (above_sums >> (8 * q) & 255) | (within_sums >> (8 * q) & 255) << 16;
+            (above_sums >> (8 * q) & 255) + (within_sums >> (8 * q) & 255) * 65536;
     }
     __syncthreads();
     above_sums -= above_counts;
@@ -348,8 +352,8 @@ __device__ __forceinline__ void topk_visit(const Source& source, TopkStorage<kTh
       for (u32 e = 0; e < 4; ++e) {
         const u32 is_above = above >> (4 * q + e) & 1, is_within = within >> (4 * q + e) & 1;
         if (is_above != 0 || (is_within != 0 && within_before < cut.need))
-          visitor.take(above_before + min(within_before, cut.need),
-                       source.index(tile + q * kThreads + threadIdx.x, e), loaded[q].keys[e]);
+          visitor.take(above_before + min(within_before, cut.need), source.index(tile + q * kThreads + threadIdx.x, e),
+                       loaded[q].keys[e]);
         else
           visitor.leave(loaded[q].keys[e]);
         above_before += is_above;

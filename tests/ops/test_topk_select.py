@@ -95,9 +95,10 @@ def test_ranks_are_number_then_minus_infinity_then_nan(case, target):
 def test_margins_are_worst_chosen_minus_best_left_out(case, target):
     rows = [
         ([5.0, 1.0, 3.5, 2.0], 1.5), ([5.0, 2.0, 3.0, 3.0], 0.0), ([INF, 1.0, 2.0, 3.0], 1.0),
-        ([INF, INF, 2.0, 1.0], INF),        ([0.0, -0.0, -0.0, -1.0], 0.0), ([1.0, 2.0, NAN, NAN], INF), ([1.0, NAN, NAN, NAN], 0.0),
-        ([1.0, -INF, -INF, NAN], 0.0), ([1.0, 2.0, -INF, NAN], INF), ([1.0, -INF, NAN, NAN], INF),
-        ([2.0**-149, 3 * 2.0**-149, 0.0, -1.0], 2.0**-149), ([3e38, 3e38, -3e38, -INF], INF),
+        ([INF, INF, 2.0, 1.0], INF), ([0.0, -0.0, -0.0, -1.0], 0.0), ([1.0, 2.0, NAN, NAN], INF),
+        ([1.0, NAN, NAN, NAN], 0.0), ([1.0, -INF, -INF, NAN], 0.0), ([1.0, 2.0, -INF, NAN], INF),
+        ([1.0, -INF, NAN, NAN], INF), ([2.0**-149, 3 * 2.0**-149, 0.0, -1.0], 2.0**-149),
+        ([3e38, 3e38, -3e38, -INF], INF),
     ]  # fmt: skip
     scores = torch.tensor([row for row, _ in rows]).to(target.device)
     assert topk_select(scores, 2, margins=True)[1].tolist() == [margin for _, margin in rows]

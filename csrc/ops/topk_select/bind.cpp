@@ -29,8 +29,8 @@ void bind_topk_select(nb::module_& m) {
       [](Argument<Tensor<const f32, 2>> scores, Argument<Tensor<const i32, 2>> windows,
          Argument<Tensor<i32, 2>> indices, Argument<Tensor<f32, 1>> margins, Argument<Tensor<i64, 1>> fingerprints,
          int cluster, int staged_bytes, u64 stream) {
-        const TopkSelectArgs args{scores.tensor,  windows.tensor, {}, {}, indices.tensor, margins.tensor,
-                                  fingerprints.tensor, {}};
+        const TopkSelectArgs args{scores.tensor,  windows.tensor,      {}, {}, indices.tensor,
+                                  margins.tensor, fingerprints.tensor, {}};
         bind::run_on_cuda<topk_select_sm90::run_variant>(args, cluster, staged_bytes, reinterpret_cast<void*>(stream));
       },
       nb::arg("scores"), nb::arg("windows").none(), nb::arg("indices"), nb::arg("margins"), nb::arg("fingerprints"),

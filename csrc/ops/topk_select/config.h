@@ -12,17 +12,17 @@ namespace glm5::topk_select_sm90 {
 
 constexpr int kThreads = 512;
 constexpr int kBlocksPerSm = 2;
-constexpr int kMostCluster = 8;              // what every GPU of this architecture grants
-constexpr i64 kLeastKeys = 4096;             // of a block: below, barriers between blocks cost more than they save
+constexpr int kMostCluster = 8;   // what every GPU of this architecture grants
+constexpr i64 kLeastKeys = 4096;  // of a block: below, barriers between blocks cost more than they save
 // Of the 228 KiB of an SM a block may have 113 beside its own 1, and the histograms (24) and small change leave 88:
 // 22,528 keys of a piece of a row, or 11,264 candidates with their indices.
 constexpr int kStagedBytes = 88 * 1024;
 constexpr int kFixedBytes = 25 * 1024;
 
 struct Config {
-  int cluster;        // blocks that share a row
+  int cluster;  // blocks that share a row
   int threads;
-  int staged_bytes;   // of shared memory, for keys or candidates
+  int staged_bytes;  // of shared memory, for keys or candidates
   int smem_bytes;
   i64 grid;
 };

@@ -17,7 +17,7 @@ constexpr i64 kLeastPart = 8192;  // keys of a part, unless the row is the last 
 // What a kernel is given: the op's arguments and how they were cut.
 struct Work {
   TopkSelectArgs args;
-  i64 parts;    // of a row
+  i64 parts;  // of a row
   i64 threads;
 };
 

@@ -183,8 +183,8 @@ __device__ __forceinline__ RowPlan plan_of(const TopkSelectArgs& args, i64 row) 
           args.block_table.at(sequence, 0)};
 }
 
-__global__ __launch_bounds__(kThreads, topk_select_sm90::kBlocksPerSm)
-void topk_select_kernel(const __grid_constant__ TopkSelectArgs args, u32 cluster, u32 staged_bytes) {
+__global__ __launch_bounds__(kThreads, topk_select_sm90::kBlocksPerSm) void topk_select_kernel(
+    const __grid_constant__ TopkSelectArgs args, u32 cluster, u32 staged_bytes) {
   extern __shared__ __align__(16) u8 smem_bytes[];
   SharedStorage& smem = *reinterpret_cast<SharedStorage*>(smem_bytes);
   const u32 row = blockIdx.x / cluster, rank = blockIdx.x % cluster, topk = static_cast<u32>(args.indices.shape[1]);
@@ -198,15 +198,13 @@ void topk_select_kernel(const __grid_constant__ TopkSelectArgs args, u32 cluster
   Results results{smem.target};
   for (u32 i = min(keys, topk) + rank * kThreads + threadIdx.x; i < topk; i += kThreads * cluster) indices[i] = -1;
   if (keys <= topk) {
-    for (u32 i = begin + threadIdx.x; i < end; i += kThreads)
-      results.store(i, static_cast<i32>(plan.window.begin + i));
+    for (u32 i = begin + threadIdx.x; i < end; i += kThreads) results.store(i, static_cast<i32>(plan.window.begin + i));
   } else {
     const i64 first = plan.window.begin + begin;
     select(cuda::TopkScores::of(args.scores.at(row, first), first, end - begin), smem, topk, cluster, staged_bytes,
            results);
   }
-  if (args.fingerprints.shape[0] > 0 || args.margins.shape[0] > 0)
-    store_sums(args, smem, row, cluster, results);
+  if (args.fingerprints.shape[0] > 0 || args.margins.shape[0] > 0) store_sums(args, smem, row, cluster, results);
   if (cluster > 1) cuda::topk_sync(cluster);  // no block's shared memory goes while another reads it
 }
 
