@@ -74,6 +74,8 @@ def numbers(fill: str, rows: int, keys: int, generator: torch.Generator) -> torc
     if fill == "infinite":  # few numbers: the cut lies among -inf or NaN
         odd = torch.tensor([float("-inf"), float("nan"), float("inf")])
         return torch.where(x.abs() < 1.9, odd[torch.randint(0, 3, (rows, keys), generator=generator)], x)
+    if fill == "misleading":  # high where a sample of 64 runs of 16 looks
+        return torch.where(torch.arange(keys) % max(1, keys // 64) < 16, x + 10, x)
     if fill == "special":
         odd = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0, 0.0, 2.0**-140, -(2.0**-140), 3.4e38])
         pick = torch.randint(0, 16, (rows, keys), generator=generator)
@@ -83,7 +85,7 @@ def numbers(fill: str, rows: int, keys: int, generator: torch.Generator) -> torc
 
 FILLS = (
     "normal", "equal", "zeros", "plateau", "integers", "close", "tiny", "ascending", "descending", "nan", "infinite",
-    "special",
+    "misleading", "special",
 )  # fmt: skip
 EDGES = (
     *(TopkSelectCase(r, k, t) for r, k, t in ((0, 5, 3), (3, 0, 4), (1, 1, 1), (3, 7, 20), (5, 64, 64), (2, 65, 64))),
