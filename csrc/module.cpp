@@ -15,6 +15,7 @@ void bind_indexer_logits(nb::module_&);
 void bind_indexer_logits_at(nb::module_&);
 void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
+void bind_topk_select(nb::module_&);
 
 void bind_build(nb::module_& m) {
   m.attr("with_cuda") = bool{GLM5_WITH_CUDA};
@@ -56,6 +57,7 @@ NB_MODULE(_native, m) {
   bind_indexer_logits_at(m);
   bind_indexer_topk(m);
   bind_quantize_fp8(m);
+  bind_topk_select(m);
 }
 
 }  // namespace glm5

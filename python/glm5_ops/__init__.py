@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         indexer_logits_bwd,
         indexer_logits_paged,
         quantize_fp8,
+        topk_select,
     )
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "indexer_logits_bwd",
     "indexer_logits_paged",
     "quantize_fp8",
+    "topk_select",
 ]
 
 

@@ -7,6 +7,7 @@ from glm5_ops.ops.indexer_cache_append import indexer_cache_append
 from glm5_ops.ops.indexer_logits import indexer_logits, indexer_logits_bwd, indexer_logits_paged
 from glm5_ops.ops.indexer_logits_at import indexer_logits_at, indexer_logits_at_bwd
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
+from glm5_ops.ops.topk_select import topk_select
 
 __all__ = [
     "dequantize_fp8",
@@ -21,4 +22,5 @@ __all__ = [
     "indexer_logits_bwd",
     "indexer_logits_paged",
     "quantize_fp8",
+    "topk_select",
 ]

@@ -15,6 +15,7 @@ MODULES = (
     "indexer_logits",
     "indexer_logits_at",
     "quantize_fp8",
+    "topk_select",
 )
 
 
