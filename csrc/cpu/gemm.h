@@ -6,7 +6,9 @@
 // result: the summation tree knows none of them but the 128 of a block and the 32 of a step.
 #pragma once
 
+#include "core/fp8.h"
 #include "core/tensor.h"
+#include "cpu/float_environment.h"
 
 namespace glm5::cpu {
 
@@ -21,20 +23,18 @@ constexpr i64 kGemmVectorColumns = 256;
 // b are open at a time; from it on the rows are too many to be read so often.
 constexpr i64 kGemmFewRows = 32;
 
-// AMX: the work on a decoded block of b must be long enough to hide its decoding; L2 has 2 MiB there.
+// AMX: L2 has 2 MiB there, which hold a block of packed rows (256 KiB) and totals (1 MiB).
 constexpr i64 kGemmTileRows = 1024;
-constexpr i64 kGemmTileColumns = 64;
+constexpr i64 kGemmTileColumns = 256;
 constexpr i64 kGemmPackRows = 16;  // rows of an item of its packing phase
 
 // Products of a batch that are packed at a time: so many that their a stays in the caches.
 constexpr i64 kGemmPackedBytes = 4 << 20;
 
-// A thread's scratch: totals, a decoded block of b, a block of rows or (AMX) what waits for the totals, small change.
-constexpr i64 kGemmTotalBytes = larger(kGemmVectorRows * kGemmVectorColumns, kGemmTileRows * kGemmTileColumns) * 4;
+// A thread's scratch beside the totals: a decoded block of b, a block of rows or (AMX) parts and scales, small change.
 constexpr i64 kGemmPanelBytes = kGemmTile * kGemmBlock * 4;
 constexpr i64 kGemmRowBytes = (kGemmVectorRows + 16) * kGemmBlock * 4;  // 16: the last rows' prefetches look ahead
 constexpr i64 kGemmStageBytes = 8 * 1024;
-constexpr i64 kGemmScratchBytes = kGemmTotalBytes + kGemmPanelBytes + kGemmRowBytes + kGemmStageBytes;
 
 // A part of a product: `rows` rows of `batches` matrices, from first_row and first_batch on.
 struct GemmPart {
@@ -65,17 +65,20 @@ struct GemmTask {
 
 // The first part of a product; the others are like it.
 GLM5_INLINE GemmPart gemm_part(i64 batches, i64 m, i64 n, i64 k, bool with_amx, i64 threads) {
-  GemmPart part{0, batches, 0, m, n, k, m, kGemmTileColumns, true, with_amx};
+  const i64 row_blocks = ceil_div(m, with_amx ? kGemmTileRows : kGemmVectorRows);
+  GemmPart part{0, batches, 0, m, n, k, m, kGemmTile, true, with_amx};
   if (with_amx) {
     part.rows = part.item_rows = smaller(m, kGemmTileRows);
   } else if (m >= kGemmFewRows) {
     part.is_packed = false;
     // Even blocks of rows; 12 is a multiple of the rows that any inner loop takes at once.
-    const i64 row_blocks = ceil_div(m, kGemmVectorRows);
     part.item_rows = smaller(kGemmVectorRows, round_up(ceil_div(m, row_blocks), 12));
-    // Wide items bring a in seldom, but four of them should be there for every thread.
-    const i64 wanted = ceil_div(4 * threads, batches * row_blocks) * kGemmTile;
-    part.item_columns = smaller(kGemmVectorColumns, larger(kGemmTile, n / wanted * kGemmTile));
+  }
+  if (m >= kGemmFewRows) {
+    // Wide items bring a in seldom, but two of them should be there for every thread.
+    const i64 wanted = ceil_div(threads == 1 ? 1 : 2 * threads, larger(1, batches * row_blocks));
+    const i64 widest = with_amx ? kGemmTileColumns : kGemmVectorColumns;
+    part.item_columns = smaller(widest, larger(1, n / (wanted * kGemmTile)) * kGemmTile);
   }
   if (part.is_packed) part.batches = smaller(batches, larger(1, kGemmPackedBytes / larger(1, part.packed_bytes())));
   return part;
@@ -85,8 +88,14 @@ GLM5_INLINE GemmPart gemm_part(i64 batches, i64 m, i64 n, i64 k, bool with_amx, 
 GLM5_INLINE i64 gemm_packed_bytes(const GemmPart& part) {
   return part.is_packed ? round_up(part.batches * part.packed_bytes(), 64) : 0;
 }
+GLM5_INLINE i64 gemm_total_bytes(const GemmPart& part) {
+  return round_up(part.item_rows, kGemmPackRows) * part.item_columns * 4;
+}
+GLM5_INLINE i64 gemm_scratch_bytes(const GemmPart& part) {
+  return gemm_total_bytes(part) + kGemmPanelBytes + kGemmRowBytes + kGemmStageBytes;
+}
 GLM5_INLINE i64 gemm_workspace_size(const GemmPart& part, i64 threads) {
-  return gemm_packed_bytes(part) + threads * kGemmScratchBytes + 64;
+  return gemm_packed_bytes(part) + threads * gemm_scratch_bytes(part) + 64;
 }
 
 // Where an item lies: tiles of columns follow one another for the same rows.
@@ -115,11 +124,12 @@ struct GemmWorkspace {
   GLM5_INLINE GemmWorkspace(const Tensor<u8, 1>& workspace, const GemmPart& part, i64 thread) {
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
     packed = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address));
-    u8* own = packed + gemm_packed_bytes(part) + thread * kGemmScratchBytes;
+    u8* own = packed + gemm_packed_bytes(part) + thread * gemm_scratch_bytes(part);
     totals = reinterpret_cast<f32*>(own);
-    panel = reinterpret_cast<f32*>(own + kGemmTotalBytes);
-    rows = reinterpret_cast<f32*>(own + kGemmTotalBytes + kGemmPanelBytes);
-    stage = own + kGemmTotalBytes + kGemmPanelBytes + kGemmRowBytes;
+    own += gemm_total_bytes(part);
+    panel = reinterpret_cast<f32*>(own);
+    rows = reinterpret_cast<f32*>(own + kGemmPanelBytes);
+    stage = own + kGemmPanelBytes + kGemmRowBytes;
   }
   GLM5_INLINE u8* packed_of(const GemmPart& part, i64 batch) const {
     return packed + (batch - part.first_batch) * part.packed_bytes();
@@ -128,42 +138,96 @@ struct GemmWorkspace {
 
 // ---- How every kernel but AMX's walks through its items ----
 //
-// A Kernel knows how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k), how to multiply them with a
-// panel of columns (multiply_panel), and where the totals go (store). Totals: [panel][row][Kernel::kPanel].
+// A Kernel knows its floats (use_floats), how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k) and
+// where these are (rows_at), how to multiply them with a panel of columns (multiply_panel), and where the totals go
+// (store). Totals: [panel][row][Kernel::kPanel].
 
-template <class Kernel, class Args>
-GLM5_INLINE void multiply_item(const GemmTask<Args>& task, const GemmItem& item, const GemmWorkspace& workspace) {
-  const GemmPart& part = task.part;
-  const f32* packed = reinterpret_cast<const f32*>(workspace.packed_of(part, item.batch));
-  for (i64 i = 0; i < item.rows * round_up(item.columns, Kernel::kPanel); ++i) workspace.totals[i] = 0.0f;
-  const i64 width = part.is_packed ? Kernel::kPanel : item.columns;
-  for (i64 left = 0; left < item.columns; left += width) {
-    for (i64 block = 0; block < part.blocks(); ++block) {
-      const f32* a = part.is_packed ? packed + block * part.rows * kGemmBlock : workspace.rows;
-      if (!part.is_packed)
-        Kernel::pack(task.args, item.batch, item.first_row, item.rows, block, workspace.rows);
-      for (i64 j = left; j < smaller(left + width, item.columns); j += Kernel::kPanel)
-        Kernel::multiply_panel(task.args, item, block, a, j, workspace, workspace.totals + j * item.rows);
-    }
+// `count` stretches of memory, `stride` bytes apart.
+struct Stretches {
+  const u8* data;
+  i64 bytes, stride, count;
+};
+
+// Asks for one of `shares` equal shares of them, into the L2 cache.
+GLM5_INLINE void prefetch_share(const Stretches& stretches, i64 share, i64 shares) {
+  for (i64 i = stretches.count * share / shares; i < stretches.count * (share + 1) / shares; ++i) {
+    for (i64 byte = 0; byte < stretches.bytes; byte += 64)
+      __builtin_prefetch(stretches.data + i * stretches.stride + byte, 0, 2);
   }
-  Kernel::store(task.args, item, workspace.totals);
+}
+
+// Columns from `left` to `right` for all k.
+template <class Kernel, class Args>
+GLM5_INLINE void multiply_columns(const GemmTask<Args>& task, const GemmItem& item, const GemmWorkspace& workspace,
+                                  i64 left, i64 right) {
+  const GemmPart& part = task.part;
+  const f32* a = reinterpret_cast<const f32*>(workspace.packed_of(part, item.batch));
+  for (i64 block = 0; block < part.blocks(); ++block) {
+    Stretches next{};
+    if (!part.is_packed) {
+      Kernel::pack(task.args, item.batch, item.first_row, item.rows, block, workspace.rows);
+      a = workspace.rows;
+      // The next block comes while this one is used. After the last: the next item is likely to have the same rows.
+      next = Kernel::rows_at(task.args, item, (block + 1) % part.blocks());
+    }
+    for (i64 j = left; j < right; j += Kernel::kPanel) {
+      prefetch_share(next, (j - left) / Kernel::kPanel, ceil_div(right - left, Kernel::kPanel));
+      Kernel::multiply_panel(task.args, item, block, a, j, workspace, workspace.totals + j * item.rows);
+    }
+    if (part.is_packed) a += part.rows * kGemmBlock;
+  }
 }
 
 template <class Kernel, class Args>
 GLM5_INLINE void multiply_items(const GemmTask<Args>& task, i64 begin, i64 end, i64 thread) {
+  const FloatState before = Kernel::use_floats();
   const GemmWorkspace workspace(task.args.workspace, task.part, thread);
-  for (i64 i = begin; i < end; ++i) multiply_item<Kernel>(task, GemmItem(task.part, i), workspace);
+  for (i64 i = begin; i < end; ++i) {
+    const GemmItem item(task.part, i);
+    for (i64 t = 0; t < item.rows * round_up(item.columns, Kernel::kPanel); ++t) workspace.totals[t] = 0.0f;
+    const i64 width = task.part.is_packed ? Kernel::kPanel : item.columns;
+    for (i64 left = 0; left < item.columns; left += width)
+      multiply_columns<Kernel>(task, item, workspace, left, smaller(left + width, item.columns));
+    Kernel::store(task.args, item, workspace.totals);
+  }
+  restore_floats(before);
 }
 
 // All rows of a part beforehand; an item is a block of one matrix.
 template <class Kernel, class Args>
 GLM5_INLINE void pack_items(const GemmTask<Args>& task, i64 begin, i64 end) {
+  const FloatState before = Kernel::use_floats();
   const GemmPart& part = task.part;
   const GemmWorkspace workspace(task.args.workspace, part, 0);
   for (i64 i = begin; i < end; ++i) {
     const i64 batch = part.first_batch + i / part.blocks(), block = i % part.blocks();
     f32* packed = reinterpret_cast<f32*>(workspace.packed_of(part, batch));
     Kernel::pack(task.args, batch, part.first_row, part.rows, block, packed + block * part.rows * kGemmBlock);
+  }
+  restore_floats(before);
+}
+
+// ---- The tree spelled out, for the generic kernels ----
+
+// A step: (chain over even k) + (chain over odd k).
+GLM5_INLINE f32 multiply_step(const f32* a, const f32* b) {
+  f32 even = 0.0f, odd = 0.0f;
+  for (i64 k = 0; k < kGemmStep; k += 2) {
+    even = __builtin_fmaf(a[k], b[k], even);
+    odd = __builtin_fmaf(a[k + 1], b[k + 1], odd);
+  }
+  return even + odd;
+}
+
+// out = total, or out + total, rounded to the type of out; `at` is its place.
+template <int Rank, class... Index>
+GLM5_INLINE void store_total(const FloatTensor<Rank>& out, f32 total, bool accumulate, Index... at) {
+  if (out.dtype == Float::f32) {
+    f32* value = out.template as<f32>().at(at...);
+    *value = accumulate ? *value + total : total;
+  } else {
+    bf16* value = out.template as<bf16>().at(at...);
+    *value = to_bf16(accumulate ? to_f32(*value) + total : total);
   }
 }
 
