@@ -61,6 +61,21 @@ GLM5_INLINE void store_results(f32* results) {
   memory_barrier();
 }
 
+// Results 0..3 += (b0, a0), (b0, a1), (b1, a0), (b1, a1); the tiles of consecutive steps lie together.
+GLM5_INLINE void multiply_2x2(const bf16* b0, const bf16* b1, const bf16* a0, const bf16* a1, i64 steps) {
+  memory_barrier();
+  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
+    _tile_loadd(4, b0 + s, 64);
+    _tile_loadd(6, a0 + s, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, a1 + s, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, b1 + s, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
 // ---- e4m3 to bf16 by table: its upper and lower byte for each magnitude ----
 
 struct E4m3Table {

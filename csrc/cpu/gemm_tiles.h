@@ -51,21 +51,6 @@ struct TileItem {
 static_assert(2 * kPanelBf16 * 2 <= cpu::kGemmPanelBytes);
 
 // ---- Products ----
-
-// Results 0..3 += (b0, a0), (b0, a1), (b1, a0), (b1, a1); the tiles of consecutive steps lie together.
-GLM5_INLINE void multiply_2x2(const bf16* b0, const bf16* b1, const bf16* a0, const bf16* a1, i64 steps) {
-  memory_barrier();
-  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
-    _tile_loadd(4, b0 + s, 64);
-    _tile_loadd(6, a0 + s, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, a1 + s, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, b1 + s, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
 // Results 0..3 += (b0, a), (b1, a), (b2, a), (b3, a), where the b are `distance` apart.
 GLM5_INLINE void multiply_4x1(const bf16* b, i64 distance, const bf16* a, i64 steps) {
   memory_barrier();

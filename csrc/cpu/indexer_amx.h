@@ -130,7 +130,7 @@ static void add_products(const IndexerTiles& tiles, i64 first, i64 last, i64 key
       zero_results();
       multiply_2x2(left, right, tiles.keys(key), tiles.keys(key + 1), tiles.steps);
       add_waiting(tiles, waiting);
-      store_results(products, kTileF32);
+      store_results(products);
       waiting = {products, row, smaller(2, last - row), key};
       products = products == tiles.scratch.stage ? products + 4 * kTileF32 : tiles.scratch.stage;
     }

@@ -77,11 +77,11 @@ def test_gradient_has_the_same_bits_twice_and_with_any_thread_count(case, target
 @over([IndexerLogitsAtBwdCase(12, 300, 130, fill="any")])
 def test_gradients_of_queries_do_not_depend_on_the_batch(case, target):
     inputs = case.inputs(target.device)
-    dq, _, dweights = indexer_logits_at_bwd(**inputs)
+    d_q, _, d_weights = indexer_logits_at_bwd(**inputs)
     for begin, end in ((0, 1), (5, 9), (11, 12)):
-        part = {n: inputs[n][begin:end] for n in ("grad", "q", "weights", "indices")}
-        dq_part, _, dweights_part = indexer_logits_at_bwd(**(inputs | part))
-        harness.check_same_bits("dq and dweights", [dq_part, dweights_part], [dq[begin:end], dweights[begin:end]])
+        part = {n: inputs[n][begin:end] for n in ("d_out", "q", "weights", "indices")}
+        d_q_part, _, d_weights_part = indexer_logits_at_bwd(**(inputs | part))
+        harness.check_same_bits("d_q and d_weights", [d_q_part, d_weights_part], [d_q[begin:end], d_weights[begin:end]])
 
 
 def _cosine_difference(x, y):
@@ -96,12 +96,12 @@ def test_autograd_gives_the_gradient_of_the_formula(case, target):
     leaves = {n: inputs[n].clone().requires_grad_() for n in names}
     exact = {n: inputs[n].double().requires_grad_() for n in names}
     present = (inputs["indices"] >= 0) & (inputs["indices"] < case.keys)
-    grad = torch.randn(case.tokens, case.topk, generator=torch.Generator().manual_seed(5)).to(target.device)
+    d_out = torch.randn(case.tokens, case.topk, generator=torch.Generator().manual_seed(5)).to(target.device)
     for function, given in ((indexer_logits_at, leaves), (reference.indexer_logits_at, exact)):
         out = function(**(inputs | given))
-        torch.where(present, out, 0.0).backward(grad.to(out.dtype))
+        torch.where(present, out, 0.0).backward(d_out.to(out.dtype))
     for name in names:
-        # dq and dk are rounded to bf16: 2^-9 of a value, which is 4e-6 of a cosine
+        # d_q and d_k are rounded to bf16: 2^-9 of a value, which is 4e-6 of a cosine
         assert _cosine_difference(leaves[name].grad, exact[name].grad) < 7e-6, name
 
 
@@ -153,10 +153,10 @@ def test_reference_passes_gradcheck_in_f64():
 def test_reference_gradient_is_that_of_the_reference():
     inputs = IndexerLogitsAtBwdCase(5, 9, 8, 4, 6, fill="any").inputs()
     leaves = [inputs[n].double().requires_grad_() for n in ("q", "k", "weights")]
-    grad = inputs["grad"].double()
+    d_out = inputs["d_out"].double()
     out = reference.indexer_logits_at(*leaves, inputs["indices"])
-    expected = torch.autograd.grad(torch.where(grad.isnan(), 0.0, out), leaves, grad.nan_to_num())
-    got = reference.indexer_logits_at_bwd(grad, *(leaf.detach() for leaf in leaves), inputs["indices"])
+    expected = torch.autograd.grad(torch.where(d_out.isnan(), 0.0, out), leaves, d_out.nan_to_num())
+    got = reference.indexer_logits_at_bwd(d_out, *(leaf.detach() for leaf in leaves), inputs["indices"])
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
 
@@ -192,7 +192,7 @@ def test_registration():
     for dtype in BOTH:
         inputs = IndexerLogitsAtBwdCase(3, 9, 4, 4, 32, dtype).inputs()
         harness.check_registration(BACKWARD, *inputs.values())
-        inputs.pop("grad")
+        inputs.pop("d_out")
         inputs["weights"].requires_grad_()
         harness.check_registration(FORWARD, *inputs.values())
 

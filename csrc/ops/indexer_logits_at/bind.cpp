@@ -31,16 +31,16 @@ void bind_indexer_logits_at(nb::module_& m) {
       nb::arg("workspace"), nb::arg("stream"), nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "indexer_logits_at_bwd",
-      [](Argument<Tensor<const f32, 2>> grad, Argument<IndexerTensor<3>> q, Argument<IndexerTensor<2>> k,
+      [](Argument<Tensor<const f32, 2>> d_out, Argument<IndexerTensor<3>> q, Argument<IndexerTensor<2>> k,
          Argument<Tensor<const f32, 2>> weights, Argument<Tensor<const i32, 2>> indices,
-         Argument<Tensor<const f32, 1>> k_scales, Argument<Tensor<bf16, 3>> dq, Argument<Tensor<bf16, 2>> dk,
-         Argument<Tensor<f32, 2>> dweights, Argument<Tensor<u8, 1>> workspace, u64 stream) {
-        const IndexerLogitsAtBwdArgs args{operands_of(q, k, weights, k_scales), indices.tensor, grad.tensor, dq.tensor,
-                                          dk.tensor, dweights.tensor, workspace.tensor};
+         Argument<Tensor<const f32, 1>> k_scales, Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k,
+         Argument<Tensor<f32, 2>> d_weights, Argument<Tensor<u8, 1>> workspace, u64 stream) {
+        const IndexerLogitsAtBwdArgs args{operands_of(q, k, weights, k_scales), indices.tensor, d_out.tensor, d_q.tensor,
+                                          d_k.tensor, d_weights.tensor, workspace.tensor};
         bind::run<indexer_logits_at_bwd_cpu, indexer_logits_at_bwd_cuda>(args, q.on_cuda, stream);
       },
-      nb::arg("grad"), nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("indices"), nb::arg("k_scales").none(),
-      nb::arg("dq"), nb::arg("dk"), nb::arg("dweights"), nb::arg("workspace"), nb::arg("stream"),
+      nb::arg("d_out"), nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("indices"), nb::arg("k_scales").none(),
+      nb::arg("d_q"), nb::arg("d_k"), nb::arg("d_weights"), nb::arg("workspace"), nb::arg("stream"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("indexer_logits_at_workspace_bytes", &indexer_logits_at_workspace_bytes, nb::arg("heads"), nb::arg("dim"));
   m.def("indexer_logits_at_bwd_workspace_bytes", &indexer_logits_at_bwd_workspace_bytes, nb::arg("tokens"),

@@ -2,10 +2,10 @@
 //
 //   d[key, head]        = k q^T                 as in the forward pass
 //   a[head][key]        = d > 0 ? g w : 0       as two bf16, high and low, through shared memory: a line per head
-//   dq^T[dim, head]    += k^T a^T               in registers over all tiles
-//   dk[key, dim]        = a^T q                 added to the sums of the keys
+//   d_q^T[dim, head]    += k^T a^T               in registers over all tiles
+//   d_k[key, dim]        = a^T q                 added to the sums of the keys
 //
-// dk is summed in fixed point: each contribution is rounded to a multiple of 2^-shift and added as a 64-bit integer,
+// d_k is summed in fixed point: each contribution is rounded to a multiple of 2^-shift and added as a 64-bit integer,
 // which is exact, so that the order of the additions, which atomics leave open, cannot be seen. The shift is as great as
 // the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: one unit is at most 2^-29 of
 // the largest possible contribution, below the rounding of f32 for all but the tiniest. Contributions that are not
@@ -21,7 +21,7 @@ namespace {
 constexpr const char* kOp = "indexer_logits_at_bwd";
 constexpr int kDim = 128;
 
-// The workspace on CUDA. maxima: bits of the largest finite |grad|, |weights| and |q|.
+// The workspace on CUDA. maxima: bits of the largest finite |d_out|, |weights| and |q|.
 struct Sums {
   unsigned long long* sums;  // [keys, 128]
   u32* marks;                // [keys]
@@ -56,7 +56,7 @@ __global__ void maxima_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs arg
   const auto q = args.operands.q.as<bf16>();
   u32 grad = 0, weight = 0, query = 0;
   for (i64 j = threadIdx.x; j < args.indices.shape[1]; j += blockDim.x)
-    grad = max(grad, finite_magnitude(__ldg(args.grad.at(token, j))));
+    grad = max(grad, finite_magnitude(__ldg(args.d_out.at(token, j))));
   for (i64 h = threadIdx.x; h < heads; h += blockDim.x)
     weight = max(weight, finite_magnitude(__ldg(args.operands.weights.at(token, h))));
   for (i64 i = threadIdx.x; i < heads * kDim; i += blockDim.x)
@@ -83,10 +83,10 @@ template <class C>
 struct Storage {
   Tiles<C> tiles;
   alignas(1024) u8 a[2][64][128];  // high and low, [head][key], bf16, swizzled
-  alignas(16) f32 dweights[4][C::kHeads];
+  alignas(16) f32 d_weights[4][C::kHeads];
 };
 
-// a of this thread's products, and its chains of dweights.
+// a of this thread's products, and its chains of d_weights.
 template <class C>
 __device__ __forceinline__ void weigh(const f32 (&products)[C::kHeads / 2], const f32 (&weights)[C::kHeads / 4],
                                       const f32 (&g)[2], f32 (&chains)[C::kHeads / 4], Storage<C>& smem,
@@ -108,14 +108,14 @@ __device__ __forceinline__ void weigh(const f32 (&products)[C::kHeads / 2], cons
   }
 }
 
-// dq^T += k^T a^T and dk = a^T q for a tile; waits for both.
+// d_q^T += k^T a^T and d_k = a^T q for a tile; waits for both.
 template <class C>
-__device__ __forceinline__ void multiply_back(f32 (&dq)[2][C::kHeads / 2], f32 (&dk)[64], const Storage<C>& smem,
+__device__ __forceinline__ void multiply_back(f32 (&d_q)[2][C::kHeads / 2], f32 (&d_k)[64], const Storage<C>& smem,
                                               int stage, bool is_first) {
   using ptx::Major;
-  ptx::pin(dq[0]);
-  ptx::pin(dq[1]);
-  ptx::pin(dk);
+  ptx::pin(d_q[0]);
+  ptx::pin(d_q[1]);
+  ptx::pin(d_k);
   ptx::wgmma_fence();
   const u64 queries = ptx::wgmma_descriptor_row_major(smem.tiles.queries[0]);
 #pragma unroll
@@ -129,24 +129,24 @@ __device__ __forceinline__ void multiply_back(f32 (&dq)[2][C::kHeads / 2], f32 (
       for (int step = 0; step < 4; ++step) {
         const u64 offset = step * ptx::kDescriptorStepK16<Major::rows>;
         ptx::wgmma_m64k16_f32_bf16_bf16<Major::rows, Major::k>(
-            dq[part], keys + offset, a_by_key + step * ptx::kDescriptorStepK16<Major::k>, !is_first || half + step != 0);
+            d_q[part], keys + offset, a_by_key + step * ptx::kDescriptorStepK16<Major::k>, !is_first || half + step != 0);
       }
     }
 #pragma unroll
     for (int step = 0; step < C::kHeads / 16; ++step) {
       const u64 offset = step * ptx::kDescriptorStepK16<Major::rows>;
-      ptx::wgmma_m64k16_f32_bf16_bf16<Major::rows, Major::rows>(dk, a_by_head + offset, queries + offset,
+      ptx::wgmma_m64k16_f32_bf16_bf16<Major::rows, Major::rows>(d_k, a_by_head + offset, queries + offset,
                                                                 half + step != 0);
     }
   }
   ptx::wgmma_commit_group();
   ptx::wgmma_wait_group<0>();
-  ptx::pin(dq[0]);
-  ptx::pin(dq[1]);
-  ptx::pin(dk);
+  ptx::pin(d_q[0]);
+  ptx::pin(d_q[1]);
+  ptx::pin(d_k);
 }
 
-__device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&dk)[64], const i64 (&keys)[2], f64 units,
+__device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&d_k)[64], const i64 (&keys)[2], f64 units,
                                             const Lane& me) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -154,7 +154,7 @@ __device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&dk)[64],
     bool is_finite_row = true;
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      const f32 value = dk[i / 2 * 4 + 2 * r + i % 2];
+      const f32 value = d_k[i / 2 * 4 + 2 * r + i % 2];
       is_finite_row &= is_finite(value);
       const long long fixed = __double2ll_rn(static_cast<f64>(value) * units);
       atomicAdd(&to.sums[keys[r] * kDim + i / 2 * 8 + 2 * me.quad + i % 2], static_cast<unsigned long long>(fixed));
@@ -164,32 +164,32 @@ __device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&dk)[64],
 }
 
 template <class C>
-__device__ __forceinline__ void store_dq(const IndexerLogitsAtBwdArgs& args, i64 token, const f32 (&dq)[2][C::kHeads / 2],
+__device__ __forceinline__ void store_d_q(const IndexerLogitsAtBwdArgs& args, i64 token, const f32 (&d_q)[2][C::kHeads / 2],
                                          const Lane& me) {
 #pragma unroll
   for (int part = 0; part < 2; ++part) {
 #pragma unroll
     for (int i = 0; i < C::kHeads / 2; ++i)
-      *args.dq.at(token, i / 4 * 8 + 2 * me.quad + i % 2, 64 * part + me.row + i / 2 % 2 * 8) = to_bf16(dq[part][i]);
+      *args.d_q.at(token, i / 4 * 8 + 2 * me.quad + i % 2, 64 * part + me.row + i / 2 % 2 * 8) = to_bf16(d_q[part][i]);
   }
 }
 
 // The chains of eight lanes, then of four warps.
 template <class C>
-__device__ __forceinline__ void store_dweights(const IndexerLogitsAtBwdArgs& args, i64 token,
+__device__ __forceinline__ void store_d_weights(const IndexerLogitsAtBwdArgs& args, i64 token,
                                                f32 (&chains)[C::kHeads / 4], Storage<C>& smem, const Lane& me) {
 #pragma unroll
   for (int i = 0; i < C::kHeads / 4; ++i) {
 #pragma unroll
     for (int distance = 4; distance < 32; distance *= 2)
       chains[i] = __fadd_rn(chains[i], __shfl_xor_sync(0xffffffff, chains[i], distance));
-    if (me.lane < 4) smem.dweights[me.warp][i / 2 * 8 + 2 * me.quad + i % 2] = chains[i];
+    if (me.lane < 4) smem.d_weights[me.warp][i / 2 * 8 + 2 * me.quad + i % 2] = chains[i];
   }
   __syncthreads();
   const int head = threadIdx.x;
   if (head >= C::kHeads) return;
-  const f32 sum = __fadd_rn(__fadd_rn(smem.dweights[0][head], smem.dweights[1][head]), smem.dweights[2][head]);
-  *args.dweights.at(token, head) = __fadd_rn(sum, smem.dweights[3][head]);
+  const f32 sum = __fadd_rn(__fadd_rn(smem.d_weights[0][head], smem.d_weights[1][head]), smem.d_weights[2][head]);
+  *args.d_weights.at(token, head) = __fadd_rn(sum, smem.d_weights[3][head]);
 }
 
 template <class C, class Element>
@@ -200,7 +200,7 @@ void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs
   const IndexerOperands& operands = args.operands;
   const i64 token = blockIdx.x, topk = args.indices.shape[1], keys = operands.k.shape[0];
   const Lane me;
-  f32 weights[C::kHeads / 4], chains[C::kHeads / 4] = {}, dq[2][C::kHeads / 2] = {};
+  f32 weights[C::kHeads / 4], chains[C::kHeads / 4] = {}, d_q[2][C::kHeads / 2] = {};
   f64 units = 1.0;
   if constexpr (!C::kE4m3) units = power_of_two(shift_of(sums, args.indices.shape[0] * topk, C::kHeads));
   load_weights<C>(weights, operands, token, me);
@@ -222,7 +222,7 @@ void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs
     for (int r = 0; r < 2; ++r) {
       const i64 place = first + me.row + 8 * r;
       own[r] = key_of(args.indices, keys, token, place);
-      g[r] = own[r] < 0 ? 0.0f : __ldg(args.grad.at(token, place));
+      g[r] = own[r] < 0 ? 0.0f : __ldg(args.d_out.at(token, place));
       if (C::kE4m3 && own[r] >= 0) g[r] = __fmul_rn(g[r], __ldg(operands.k_scales.at(own[r])));
     }
     multiply<C>(products, smem.tiles, stage);
@@ -230,14 +230,14 @@ void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs
     if constexpr (!C::kE4m3) {
       ptx::fence_proxy_async_shared();  // a, for wgmma
       __syncthreads();
-      f32 dk[64];
-      multiply_back<C>(dq, dk, smem, stage, first == 0);
-      add_to_sums(sums, dk, own, units, me);
+      f32 d_k[64];
+      multiply_back<C>(d_q, d_k, smem, stage, first == 0);
+      add_to_sums(sums, d_k, own, units, me);
     }
     __syncthreads();  // all have read the tile and a, which the next turn overwrites
   }
-  if constexpr (!C::kE4m3) store_dq<C>(args, token, dq, me);
-  store_dweights<C>(args, token, chains, smem, me);
+  if constexpr (!C::kE4m3) store_d_q<C>(args, token, d_q, me);
+  store_d_weights<C>(args, token, chains, smem, me);
 }
 
 // A block per key.
@@ -247,7 +247,7 @@ __global__ void finish_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs arg
   const f64 unit = power_of_two(-shift_of(sums, tokens * topk, heads));
   const f64 sum = static_cast<f64>(static_cast<long long>(sums.sums[key * kDim + threadIdx.x]));
   const f32 value = sums.marks[key] != 0 ? f32_of_bits(0x7fc00000) : static_cast<f32>(sum * unit);
-  *args.dk.at(key, threadIdx.x) = to_bf16(value);
+  *args.d_k.at(key, threadIdx.x) = to_bf16(value);
 }
 
 template <class Element, int kHeads>

@@ -19,6 +19,9 @@ namespace avx512 {
 void indexer_logits_at(const IndexerLogitsAtArgs&, i64 begin, i64 end, i64 thread);
 void indexer_logits_at_bwd(const at::Block&, i64 begin, i64 end, i64 thread);
 }  // namespace avx512
+namespace amx {
+void indexer_logits_at(const IndexerLogitsAtArgs&, i64 begin, i64 end, i64 thread);
+}  // namespace amx
 #endif
 
 namespace {
@@ -26,6 +29,7 @@ namespace {
 // Items are tokens.
 constexpr cpu::Implementation<IndexerLogitsAtArgs> kScore[] = {
 #if defined(__x86_64__)
+    {cpu::Isa::amx, amx::indexer_logits_at},
     {cpu::Isa::avx512, avx512::indexer_logits_at},
     {cpu::Isa::avx2, avx2::indexer_logits_at},
 #endif
@@ -68,7 +72,8 @@ void add_contributions(const at::Block& block, i64 tokens, f32* sums) {
 }  // namespace
 
 i64 indexer_logits_at_workspace_bytes(i64 heads, i64 dim) {
-  const i64 own = cpu::IndexerScratchSize(heads, dim).bytes() + at::gathered_bytes(dim);
+  const cpu::IndexerShape shape{heads, dim, cpu::current_isa() == cpu::Isa::amx};
+  const i64 own = cpu::IndexerScratchSize(shape).bytes() + at::gathered_bytes(dim);
   return cpu::thread_count() * own + at::kAlign;
 }
 
@@ -108,7 +113,7 @@ void indexer_logits_at_bwd_cpu(const IndexerLogitsAtBwdArgs& args) {
   if (!with_qk) return;
   cpu::parallel_for(keys, 64, [&](i64 begin, i64 end, i64) {
     for (i64 s = begin; s < end; ++s)
-      for (i64 i = 0; i < dim; ++i) *args.dk.at(s, i) = to_bf16(sums[s * padded + i]);
+      for (i64 i = 0; i < dim; ++i) *args.d_k.at(s, i) = to_bf16(sums[s * padded + i]);
   });
 }
 

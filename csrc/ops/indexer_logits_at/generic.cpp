@@ -27,7 +27,7 @@ void differentiate_token(const Block& block, i64 token, const at::BwdScratch& sc
   const auto q = operands.q.as<T>();
   const auto k = operands.k.as<T>();
   for (i64 i = 0; i < heads * kAtChains; ++i) scratch.chains[i] = 0;
-  for (i64 i = 0; i < heads * dim; ++i) scratch.dq[i] = 0;
+  for (i64 i = 0; i < heads * dim; ++i) scratch.d_q[i] = 0;
   for (i64 first = 0; first < topk; first += kAtChunk) {
     at::load_gradients(args, token, first, scratch.g);
     for (i64 i = 0; i < heads * dim; ++i) part[i] = 0;
@@ -54,12 +54,12 @@ void differentiate_token(const Block& block, i64 token, const at::BwdScratch& sc
         }
       }
     }
-    for (i64 i = 0; i < heads * dim; ++i) scratch.dq[i] += part[i];
+    for (i64 i = 0; i < heads * dim; ++i) scratch.d_q[i] += part[i];
   }
-  for (i64 h = 0; h < heads; ++h) *args.dweights.at(token, h) = at::sum_of_chains(scratch.chains + h * kAtChains);
+  for (i64 h = 0; h < heads; ++h) *args.d_weights.at(token, h) = at::sum_of_chains(scratch.chains + h * kAtChains);
   if constexpr (sizeof(T) == 2) {
     for (i64 h = 0; h < heads; ++h)
-      for (i64 i = 0; i < dim; ++i) *args.dq.at(token, h, i) = to_bf16(scratch.dq[h * dim + i]);
+      for (i64 i = 0; i < dim; ++i) *args.d_q.at(token, h, i) = to_bf16(scratch.d_q[h * dim + i]);
   }
 }
 

@@ -3,17 +3,17 @@
 //   out[t, j] = score(t, indices[t, j]), the same bits as there (its header has the equation and the tree);
 //   -inf where the index is no key: negative, or keys and beyond. An index may stand in a row more than once.
 //
-// The gradient, for g = grad[t, j] * k_scales[s] (e4m3) or grad[t, j] (bf16) at the key s = indices[t, j], d(h) as there:
+// The gradient, for g = d_out[t, j] * k_scales[s] (e4m3) or d_out[t, j] (bf16) at the key s = indices[t, j], d(h) as there:
 //   a(h)       = d(h) > 0 ? g * weights[t, h] : 0
-//   dweights[t, h] = sum over j of g * relu(d(h)): 16 chains of fused multiply-adds, chain i over j = i, i + 16, ..
+//   d_weights[t, h] = sum over j of g * relu(d(h)): 16 chains of fused multiply-adds, chain i over j = i, i + 16, ..
 //                ascending; then chain i += chain i + 8 for i < 8, and so on with 4, 2, 1
-//   dq[t, h]   = sum over j of a(h) * k[s]: 64 j at a time a chain from zero, ascending; these are added ascending
-//   dk[s]      = sum over the (t, j) with indices[t, j] = s, ascending in t and then in j, of
+//   d_q[t, h]   = sum over j of a(h) * k[s]: 64 j at a time a chain from zero, ascending; these are added ascending
+//   d_k[s]      = sum over the (t, j) with indices[t, j] = s, ascending in t and then in j, of
 //                (the chain over heads ascending, from zero, of a(h) * q[t, h]; 128 heads at a time)
-// each rounded to its tensor's type once. relu'(0) = 0. What stands in grad beside an absent key does not count. With
-// e4m3 there is dweights only. On CPU every instruction set gives the same bits.
-// On sm_90a the tensor cores multiply a as the sum of two bf16; dweights has chains over j = i, i + 8, i + 64, .. (i % 16 < 8),
-// folded by 4, 2, 1 and then over i / 16; dk is an exact sum of contributions rounded to fixed point (bwd_sm90.cu).
+// each rounded to its tensor's type once. relu'(0) = 0. What stands in d_out beside an absent key does not count. With
+// e4m3 there is d_weights only. On CPU every instruction set gives the same bits.
+// On sm_90a the tensor cores multiply a as the sum of two bf16; d_weights has chains over j = i, i + 8, i + 64, .. (i % 16 < 8),
+// folded by 4, 2, 1 and then over i / 16; d_k is an exact sum of contributions rounded to fixed point (bwd_sm90.cu).
 // Everywhere the order is fixed by the indices alone: the same bits from every run and thread count.
 #pragma once
 
@@ -21,8 +21,8 @@
 
 namespace glm5 {
 
-constexpr i64 kAtChunk = 64;   // j of a chain of dq
-constexpr i64 kAtChains = 16;  // of dweights
+constexpr i64 kAtChunk = 64;   // j of a chain of d_q
+constexpr i64 kAtChains = 16;  // of d_weights
 
 struct IndexerLogitsAtArgs {
   IndexerOperands operands;         // dense keys; windows do not exist
@@ -34,10 +34,10 @@ struct IndexerLogitsAtArgs {
 struct IndexerLogitsAtBwdArgs {
   IndexerOperands operands;
   Tensor<const i32, 2> indices;     // [tokens, topk], row-major
-  Tensor<const f32, 2> grad;        // [tokens, topk], row-major
-  Tensor<bf16, 3> dq;               // [tokens, heads, dim], row-major; [0, 0, 0] with e4m3
-  Tensor<bf16, 2> dk;               // [keys, dim], row-major; [0, 0] with e4m3
-  Tensor<f32, 2> dweights;          // [tokens, heads], row-major
+  Tensor<const f32, 2> d_out;       // [tokens, topk], row-major
+  Tensor<bf16, 3> d_q;               // [tokens, heads, dim], row-major; [0, 0, 0] with e4m3
+  Tensor<bf16, 2> d_k;               // [keys, dim], row-major; [0, 0] with e4m3
+  Tensor<f32, 2> d_weights;          // [tokens, heads], row-major
   Tensor<u8, 1> workspace;          // indexer_logits_at_bwd_workspace_bytes()
 };
 

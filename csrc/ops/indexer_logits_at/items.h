@@ -60,10 +60,11 @@ template <class Scorer>
 GLM5_INLINE void score_tokens(const IndexerLogitsAtArgs& args, i64 begin, i64 end, i64 thread) {
   const cpu::FloatState before = cpu::use_flushing_floats();
   const i64 heads = args.operands.q.shape[1], dim = args.operands.q.shape[2], topk = args.indices.shape[1];
-  const cpu::IndexerScratchSize size(heads, dim);
+  const cpu::IndexerShape shape{heads, dim, Scorer::kWithAmx};
+  const cpu::IndexerScratchSize size(shape);
   const i64 own_bytes = size.bytes() + gathered_bytes(dim);
   u8* own = aligned(args.workspace.data) + thread * own_bytes;
-  const cpu::IndexerScratch scratch(Tensor<u8, 1>{own, {size.bytes()}, {1}}, heads, dim, 0);
+  const cpu::IndexerScratch scratch(Tensor<u8, 1>{own, {size.bytes()}, {1}}, shape, 0);
   const Gathered gathered(own + size.bytes(), dim);
   for (i64 t = begin; t < end; ++t) {
     for (i64 j = 0; j < topk; ++j) *args.out.at(t, j) = -__builtin_inff();
@@ -88,13 +89,13 @@ GLM5_INLINE void score_tokens(const IndexerLogitsAtArgs& args, i64 begin, i64 en
 
 // ---- Backward ----
 
-constexpr i64 kBlockTokens = 8;  // tokens whose contributions to dk wait at a time: 8 MiB with 2048 keys of 128
+constexpr i64 kBlockTokens = 8;  // tokens whose contributions to d_k wait at a time: 8 MiB with 2048 keys of 128
 constexpr i64 kColumns = 32;     // the widest panel
 constexpr f32 kHalf = 0.5f;
 
 GLM5_INLINE i64 padded_dim(i64 dim) { return round_up(dim, cpu::kGemmBlock); }
 
-// The tokens of a block and the rows of dk that they give, [token of the block][place][padded dim].
+// The tokens of a block and the rows of d_k that they give, [token of the block][place][padded dim].
 struct Block {
   IndexerLogitsAtBwdArgs args;
   i64 first_token;
@@ -110,7 +111,7 @@ struct Block {
 // One thread's scratch, in f32.
 struct BwdScratch {
   i64 heads, dim;  // padded
-  f32 *queries, *query_panels, *keys, *dot_panel, *key_panels, *a, *a_turned, *chains, *dq, *weights, *g;
+  f32 *queries, *query_panels, *keys, *dot_panel, *key_panels, *a, *a_turned, *chains, *d_q, *weights, *g;
 
   GLM5_INLINE static i64 floats(i64 heads, i64 dim) {
     const i64 h = round_up(heads, cpu::kGemmBlock) + 16, d = padded_dim(dim);
@@ -121,8 +122,8 @@ struct BwdScratch {
     const i64 rows = heads + 16;  // 16: prefetches look ahead
     queries = reinterpret_cast<f32*>(own);
     query_panels = queries + rows * dim;
-    dq = query_panels + rows * dim;
-    keys = dq + rows * dim;
+    d_q = query_panels + rows * dim;
+    keys = d_q + rows * dim;
     dot_panel = keys + kAtChunk * dim;
     key_panels = dot_panel + kColumns * dim;
     a = key_panels + kAtChunk * dim;
@@ -138,7 +139,7 @@ GLM5_INLINE void load_gradients(const IndexerLogitsAtBwdArgs& args, i64 token, i
   const i64 topk = args.indices.shape[1], keys = args.operands.k.shape[0];
   for (i64 j = 0; j < kAtChunk; ++j) {
     const i64 key = first + j < topk ? key_at(args.indices, keys, token, first + j) : -1;
-    g[j] = key < 0 ? 0.0f : *args.grad.at(token, first + j);
+    g[j] = key < 0 ? 0.0f : *args.d_out.at(token, first + j);
     if (key >= 0 && args.operands.q.is_e4m3) g[j] = g[j] * *args.operands.k_scales.at(key);
   }
 }

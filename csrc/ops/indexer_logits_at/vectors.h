@@ -1,5 +1,5 @@
 // The gradient of indexer_logits_at with vectors of any width (Lanes: cpu/gemm_vectors.h): three small products for each
-// 64 keys of a token. d = q k^T gives a and the chains of dweights; dq += a k; the rows of dk are a^T q.
+// 64 keys of a token. d = q k^T gives a and the chains of d_weights; d_q += a k; the rows of d_k are a^T q.
 #pragma once
 
 #include "cpu/indexer_vectors.h"
@@ -10,7 +10,7 @@ namespace glm5::at {
 template <class Lanes>
 constexpr i64 kPanelOf = 2 * Lanes::kCount;
 
-// The token's queries twice: rows for the dot products, panels of [head][dim] for dk.
+// The token's queries twice: rows for the dot products, panels of [head][dim] for d_k.
 template <class Lanes, class T>
 GLM5_INLINE void load_queries(const IndexerOperands& operands, i64 token, const BwdScratch& scratch) {
   const Tensor<const T, 3> q = operands.q.as<T>();
@@ -41,7 +41,7 @@ GLM5_INLINE T* gather_keys(const IndexerLogitsAtBwdArgs& args, i64 token, i64 fi
   return rows;
 }
 
-// d of `Rows` heads against a panel of keys; then their chains of dweights, and a.
+// d of `Rows` heads against a panel of keys; then their chains of d_weights, and a.
 template <class Lanes, int Rows>
 GLM5_INLINE void weigh(const BwdScratch& scratch, i64 heads, i64 dim, i64 row, i64 first_key) {
   using F32 = typename Lanes::F32;
@@ -74,9 +74,9 @@ GLM5_INLINE void weigh(const BwdScratch& scratch, i64 heads, i64 dim, i64 row, i
   }
 }
 
-// dq += a k, both over the 64 keys.
+// d_q += a k, both over the 64 keys.
 template <class Lanes>
-static void add_to_dq(const BwdScratch& scratch, i64 heads, i64 dim) {
+static void add_to_d_q(const BwdScratch& scratch, i64 heads, i64 dim) {
   constexpr i64 kCount = Lanes::kCount, kPanel = 2 * kCount;
   for (i64 first = 0; first < dim; first += kPanel) {
     cpu::for_row_blocks<Lanes::kChainRows>(
@@ -84,7 +84,7 @@ static void add_to_dq(const BwdScratch& scratch, i64 heads, i64 dim) {
           typename Lanes::F32 chain[Rows][2];
           cpu::multiply_chain<Lanes, Rows>(scratch.a + row * cpu::kGemmBlock, scratch.key_panels + first * kAtChunk,
                                            kAtChunk, chain);
-          f32* total = scratch.dq + first * scratch.heads + row * kPanel;
+          f32* total = scratch.d_q + first * scratch.heads + row * kPanel;
           for (int r = 0; r < Rows; ++r, total += kPanel) {
             Lanes::store(total, Lanes::load(total) + chain[r][0]);
             Lanes::store(total + kCount, Lanes::load(total + kCount) + chain[r][1]);
@@ -93,7 +93,7 @@ static void add_to_dq(const BwdScratch& scratch, i64 heads, i64 dim) {
   }
 }
 
-// The rows of dk: a^T q, over the heads.
+// The rows of d_k: a^T q, over the heads.
 template <class Lanes>
 static void contribute(const Block& block, i64 token, i64 first_place, const BwdScratch& scratch, i64 heads, i64 dim) {
   constexpr i64 kCount = Lanes::kCount, kPanel = 2 * kCount;
@@ -128,7 +128,7 @@ static void differentiate_token(const Block& block, i64 token, const BwdScratch&
   const bool with_qk = sizeof(T) == 2;
   load_queries<Lanes, T>(args.operands, token, scratch);
   for (i64 i = 0; i < heads * kAtChains; ++i) scratch.chains[i] = 0;
-  for (i64 i = 0; with_qk && i < scratch.heads * scratch.dim; ++i) scratch.dq[i] = 0;
+  for (i64 i = 0; with_qk && i < scratch.heads * scratch.dim; ++i) scratch.d_q[i] = 0;
   for (i64 first = 0; first < topk; first += kAtChunk) {
     load_gradients(args, token, first, scratch.g);
     const T* rows = gather_keys<T>(args, token, first, scratch);
@@ -144,13 +144,13 @@ static void differentiate_token(const Block& block, i64 token, const BwdScratch&
     for (i64 column = 0; column < dim; column += kPanel)
       avx2::pack(scratch.key_panels + column * kAtChunk, kPanel, rows + column, dim, 1, kAtChunk,
                  smaller(kPanel, dim - column), kAtChunk, kPanel, 0);
-    add_to_dq<Lanes>(scratch, heads, dim);
+    add_to_d_q<Lanes>(scratch, heads, dim);
     contribute<Lanes>(block, token, first, scratch, heads, dim);
   }
-  for (i64 h = 0; h < heads; ++h) *args.dweights.at(token, h) = sum_of_chains(scratch.chains + h * kAtChains);
+  for (i64 h = 0; h < heads; ++h) *args.d_weights.at(token, h) = sum_of_chains(scratch.chains + h * kAtChains);
   for (i64 h = 0; with_qk && h < heads; ++h) {
     for (i64 i = 0; i < dim; ++i)
-      *args.dq.at(token, h, i) = to_bf16(scratch.dq[i / kPanel * kPanel * scratch.heads + h * kPanel + i % kPanel]);
+      *args.d_q.at(token, h, i) = to_bf16(scratch.d_q[i / kPanel * kPanel * scratch.heads + h * kPanel + i % kPanel]);
   }
 }
 

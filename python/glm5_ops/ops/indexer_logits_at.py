@@ -16,10 +16,10 @@ CONTRACT = Contract(
     indices="i32[tokens, topk]",
     k_scales="f32[keys] any?",
     out="f32[tokens, topk]",
-    grad="f32[tokens, topk]",
-    dq="bf16[tokens, heads, dim]",
-    dk="bf16[keys, dim]",
-    dweights="f32[tokens, heads]",
+    d_out="f32[tokens, topk]",
+    d_q="bf16[tokens, heads, dim]",
+    d_k="bf16[keys, dim]",
+    d_weights="f32[tokens, heads]",
 )
 
 
@@ -63,38 +63,38 @@ def indexer_logits_at(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_
 
 
 def _outputs_bwd(
-    grad: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = _check(q, k, weights, indices, k_scales, grad=grad)
+    lengths = _check(q, k, weights, indices, k_scales, d_out=d_out)
     of_inputs = lengths if k_scales is None else dict.fromkeys(lengths, 0)
-    dq, dk = (CONTRACT.empty(name, of_inputs, like=q) for name in ("dq", "dk"))
-    return dq, dk, CONTRACT.empty("dweights", lengths, like=q)
+    d_q, d_k = (CONTRACT.empty(name, of_inputs, like=q) for name in ("d_q", "d_k"))
+    return d_q, d_k, CONTRACT.empty("d_weights", lengths, like=q)
 
 
 @op(fake=_outputs_bwd)
 def indexer_logits_at_bwd(
-    grad: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of ``indexer_logits_at`` for ``grad``, the gradient of its output.
 
     What stands in ``grad`` beside an absent key does not count. Sums run in f32 in an order that the indices alone fix.
 
     Args:
-        grad: f32[tokens, topk].
+        d_out: f32[tokens, topk].
         q, k, weights, indices, k_scales: as for ``indexer_logits_at``.
 
     Returns:
-        dq (bf16, as q), dk (bf16, as k), dweights (f32, as weights). With e4m3 the first two are empty.
+        d_q (bf16, as q), d_k (bf16, as k), d_weights (f32, as weights). With e4m3 the first two are empty.
     """
-    dq, dk, dweights = _outputs_bwd(grad, q, k, weights, indices, k_scales)
+    d_q, d_k, d_weights = _outputs_bwd(d_out, q, k, weights, indices, k_scales)
     sizes = (*indices.shape, k.shape[0], *q.shape[1:])
     workspace = workspace_of(
         q,
         lambda: _native.indexer_logits_at_bwd_workspace_bytes(*sizes),
         lambda: _native.indexer_logits_at_bwd_cuda_workspace_bytes(*sizes),
     )
-    _native.indexer_logits_at_bwd(grad, q, k, weights, indices, k_scales, dq, dk, dweights, workspace, stream_of(q))
-    return dq, dk, dweights
+    _native.indexer_logits_at_bwd(d_out, q, k, weights, indices, k_scales, d_q, d_k, d_weights, workspace, stream_of(q))
+    return d_q, d_k, d_weights
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -102,11 +102,11 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tenso
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+def _backward(ctx: torch.autograd.function.FunctionCtx, d_out: Tensor) -> tuple:
     saved = ctx.saved_tensors
-    dq, dk, dweights = indexer_logits_at_bwd(grad.contiguous(), *saved)
+    d_q, d_k, d_weights = indexer_logits_at_bwd(d_out.contiguous(), *saved)
     is_e4m3 = saved[0].dtype == torch.float8_e4m3fn
-    return (None, None, dweights, None, None) if is_e4m3 else (dq, dk, dweights, None, None)
+    return (None, None, d_weights, None, None) if is_e4m3 else (d_q, d_k, d_weights, None, None)
 
 
 differentiable(indexer_logits_at, save=_save, backward=_backward)

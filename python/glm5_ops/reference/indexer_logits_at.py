@@ -16,22 +16,22 @@ def indexer_logits_at(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_
 
 
 def indexer_logits_at_bwd(
-    grad: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = weights.dtype
-    dq, dk, dweights = q.new_zeros(q.shape, dtype=wide), k.new_zeros(k.shape, dtype=wide), torch.zeros_like(weights)
+    d_q, d_k, d_weights = q.new_zeros(q.shape, dtype=wide), k.new_zeros(k.shape, dtype=wide), torch.zeros_like(weights)
     for t in range(len(indices)):
         j, s = _present(indices[t], k)
-        g = grad[t, j] if k_scales is None else grad[t, j] * k_scales[s]
+        g = d_out[t, j] if k_scales is None else d_out[t, j] * k_scales[s]
         queries, keys = q[t].to(wide), k[s].to(wide)
         d = queries @ keys.T  # [heads, present]
         a = torch.where(d > 0, g * weights[t, :, None], 0.0)
-        dweights[t] = torch.relu(d) @ g
-        dq[t] = a @ keys
-        dk.index_add_(0, s, a.T @ queries)
+        d_weights[t] = torch.relu(d) @ g
+        d_q[t] = a @ keys
+        d_k.index_add_(0, s, a.T @ queries)
     if k_scales is not None:
-        return q.new_empty(0, 0, 0, dtype=torch.bfloat16), k.new_empty(0, 0, dtype=torch.bfloat16), dweights
-    return dq.to(q.dtype), dk.to(k.dtype), dweights
+        return q.new_empty(0, 0, 0, dtype=torch.bfloat16), k.new_empty(0, 0, dtype=torch.bfloat16), d_weights
+    return d_q.to(q.dtype), d_k.to(k.dtype), d_weights
 
 
 def _present(row: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,13 +62,13 @@ class IndexerLogitsAtCase(Case):
 
 @dataclass(frozen=True)
 class IndexerLogitsAtBwdCase(IndexerLogitsAtCase):
-    """The gradient; beside absent keys grad holds NaN."""
+    """The gradient; beside absent keys d_out holds NaN."""
 
     def make(self, generator: torch.Generator) -> dict:
         inputs = super().make(generator)
-        grad = torch.randn(self.tokens, self.topk, generator=generator)
+        d_out = torch.randn(self.tokens, self.topk, generator=generator)
         indices = inputs["indices"]
-        return {"grad": torch.where((indices >= 0) & (indices < self.keys), grad, float("nan")), **inputs}
+        return {"d_out": torch.where((indices >= 0) & (indices < self.keys), d_out, float("nan")), **inputs}
 
     def flops(self) -> int:
         return 3 * super().flops()
