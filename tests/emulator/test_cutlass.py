@@ -114,3 +114,58 @@ def test_stream_k(splits):
     got = run_dense("bf16_stream_k", a, b, np.float32, m, n, k, 4, splits)
     x, y = bf16_values(a).astype(np.float64), bf16_values(b).astype(np.float64)
     assert (abs(got - x @ y.T) <= abs(x) @ abs(y).T * 2.0**-20).all()
+
+
+class Groups:
+    """Operands, references and results of a grouped GEMM."""
+
+    def __init__(self, sizes, multiprocessors):
+        random = np.random.default_rng(5)
+        self.held, self.outs, self.expected, self.problems = [], [], [], (Problem * len(sizes))()
+        for at, (m, n, k) in enumerate(sizes):
+            (a, x), (b, y) = e4m3(random, m, k), e4m3(random, n, k)
+            scales = [random.uniform(0.5, 2, (k // 128, rows)).astype(np.float32) for rows in (m, -(-n // 128))]
+            arrays = [Array(values, name) for values, name in zip((a, b, *scales), "abst", strict=True)]
+            out = Array(np.zeros((m, n), np.float32), "d", written=False)
+            addresses = (array.address for array in (*arrays, out))
+            self.problems[at] = Problem(*addresses, m, n, k, multiprocessors)
+            self.expected.append(scaled_product(x, y, *scales))
+            self.held += [*arrays, out]
+            self.outs.append(out)
+
+    def run(self):
+        """None, or what CUTLASS says."""
+        run = foreign.load("fp8_grouped").run_problems
+        run.restype = ctypes.c_char_p
+        for out in self.outs:
+            device.call("mark", out.address, out.bytes, device.UNINITIALISED)
+        return run(self.problems, len(self.problems))
+
+    def free(self):
+        for array in self.held:
+            array.free()
+
+
+def test_fp8_grouped():
+    # 16 tiles on 3 multiprocessors, 5 to 10 steps of k in 5 stages; n is ragged
+    groups = Groups([(256, 264, 1152), (128, 136, 768), (128, 256, 1280), (384, 72, 640)], 3)
+    first = None
+    for schedule, seed in SCHEDULES:
+        with device.session(seed, schedule):
+            wrong = groups.run()
+        assert wrong is None, f"{schedule} {seed}: {wrong.decode()}\n{device.last_fault()}"
+        got = [out.values.copy() for out in groups.outs]
+        first = first or got
+        for values, same, (product, magnitude) in zip(got, first, groups.expected, strict=True):
+            np.testing.assert_array_equal(values.view(np.uint32), same.view(np.uint32), f"{schedule} {seed}")
+            assert (abs(values - product) <= magnitude * 2.0**-20).all()
+    groups.free()
+
+
+def test_fp8_grouped_reads_scales_that_nobody_loaded():
+    """The grouped kernel reads the scales of rows beyond m, which it does not load and whose results it drops."""
+    groups = Groups([(72, 128, 640)], 1)
+    assert groups.run() is not None
+    fault = device.last_fault()
+    assert fault.check == "uninitialised" and "ld.shared.f32" in str(fault)
+    groups.free()

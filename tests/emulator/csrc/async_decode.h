@@ -22,5 +22,6 @@ std::span<const Entry> copy_entries();
 std::span<const Entry> bulk_entries();
 std::span<const Entry> wgmma_entries();
 std::span<const Entry> matrix_entries();
+std::span<const Entry> tensor_map_entries();
 
 }  // namespace glm5::emulator

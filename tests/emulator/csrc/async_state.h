@@ -45,6 +45,7 @@ struct PendingCopy {
   // load: the barrier that counts the bytes. arrival: by lane.
   u64 barrier[kLanes] = {};
   u32 bytes = 0;
+  u64 tensor_map = 0;     // store: the map that it goes by; 0: none
   Clocks view;            // what is done once this is
   bool has_read = false;  // store: the source has been read into `data`
   std::vector<u8> data;
@@ -69,6 +70,12 @@ struct AsyncCtaState {
   std::vector<Warpgroup> warpgroups;
 };
 
+// fence.proxy.tensormap::generic.acquire of a version of a map.
+struct AcquiredMap {
+  u32 version;
+  Epoch when;
+};
+
 struct AsyncClusterState {
   AsyncClusterState(AgentNumbers agents, u32 blocks) : races(agents, blocks, kFirstShared + kSharedPerBlock) {}
   RaceCheck races;
@@ -76,6 +83,7 @@ struct AsyncClusterState {
   u64 sequence = 0;
   std::unordered_map<u64, Barrier> barriers;  // by host address
   std::unordered_map<u64, Clocks> published;  // by the key of on_release
+  std::unordered_map<u64, std::vector<AcquiredMap>> acquired_maps;  // by address
   OperandCache operands;
 };
 
@@ -124,6 +132,9 @@ void arrive_late(Cluster& cluster, const Site& site, u64 barrier_host, const Clo
 std::string describe_barrier(Cluster& cluster, u64 address);
 // The barrier of a copy that starts: initialised, and visible to the async proxy.
 void require_async_barrier(Warp& warp, int lane, u64 host);
+
+// A map that a copy uses: acquired since the kernel changed it, and such as the driver would have made.
+void require_acquired_map(Warp& warp, int lane, u64 address, const TensorMap& map);
 
 // ---- copies ----
 

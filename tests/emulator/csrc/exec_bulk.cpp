@@ -33,6 +33,7 @@ TensorMap map_at(Warp& warp, int lane, const BulkForm& form) {
   if (map.rank != form.rank) {
     fault(warp, lane, "tensor map", "the instruction has ", form.rank, " coordinates, the tensor map ", int{map.rank});
   }
+  require_acquired_map(warp, lane, address, map);
   return map;
 }
 
@@ -152,6 +153,7 @@ Step run_store(Warp& warp, const Instruction& in, u32 mask) {
     pending.kind = PendingCopy::Kind::store;
     pending.site = site_of(warp, lane);
     pending.bytes = copy.bytes;
+    if (form.is_tensor) pending.tensor_map = form.global.at(warp, lane);
     pending.group[0] = mine.bulk_groups[lane].open;
     if (form.reduces) {
       pending.reduce = form.is_tensor ? reduction_of(form.operation, map_at(warp, lane, form).element) : form.reduce;

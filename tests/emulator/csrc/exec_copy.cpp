@@ -140,7 +140,7 @@ void decode_wait(Decoder& decoder, const TextInstruction& text, Instruction& in)
 void decode_fence(Decoder& decoder, const TextInstruction&, Instruction& in) {
   decoder.allow({"proxy", "async", "async.global", "async.shared::cta", "shared::cta", "shared::cluster", "global",
                  "alias", "mbarrier_init", "release", "acquire", "acq_rel", "sc", "relaxed", "cta", "cluster", "gpu",
-                 "sys", "tensormap::generic"});
+                 "sys"});
   in.execute = run_nothing;
   if (decoder.has("async") && !decoder.has("global")) in.execute = run_fence, in.detail = kProxy;
   if (decoder.has("mbarrier_init")) in.execute = run_fence, in.detail = kBarriers;
@@ -161,7 +161,8 @@ std::span<const Entry> copy_entries() { return kEntries; }
 std::span<const Entry> async_entries() {
   static const std::vector<Entry> all = [] {
     std::vector<Entry> entries;
-    for (const auto table : {mbarrier_entries(), copy_entries(), bulk_entries(), wgmma_entries(), matrix_entries()}) {
+    for (const auto table : {mbarrier_entries(), copy_entries(), bulk_entries(), wgmma_entries(), matrix_entries(),
+                             tensor_map_entries()}) {
       entries.insert(entries.end(), table.begin(), table.end());
     }
     return entries;

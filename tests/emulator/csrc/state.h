@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "program.h"
+#include "tensor_map_changes.h"
 
 namespace glm5::emulator {
 
@@ -122,6 +123,7 @@ struct Grid {
   Schedule schedule = Schedule::fair;
   std::mt19937_64 random;
   u64 instructions_left = 0;
+  TensorMapChanges tensor_maps;
   u32 thread_count() const { return threads[0] * threads[1] * threads[2]; }
   u32 cluster_ctas() const { return cluster_shape[0] * cluster_shape[1] * cluster_shape[2]; }
 };

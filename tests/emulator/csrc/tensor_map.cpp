@@ -90,6 +90,29 @@ std::string encode_tensor_map(const TensorMapRequest& request, TensorMap& map) {
   return {};
 }
 
+std::string broken_map_rule(const TensorMap& map) {
+  u64 dimensions[kMaxTensorRank];
+  u32 box[kMaxTensorRank], steps[kMaxTensorRank];
+  for (int d = 0; d < kMaxTensorRank; ++d) {
+    dimensions[d] = static_cast<u64>(map.dimension(d));
+    box[d] = map.box[d];
+    steps[d] = map.step[d];
+  }
+  const TensorMapRequest request{.element = map.element,
+                                 .rank = map.rank,
+                                 .interleave = CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                 .swizzle = map.swizzle,
+                                 .fill = map.fills_nan,
+                                 .map = 0,
+                                 .address = map.address,
+                                 .dimensions = dimensions,
+                                 .strides = map.stride,
+                                 .box = box,
+                                 .steps = steps};
+  const std::string rule = broken_layout_rule(request);
+  return rule.empty() ? broken_size_rule(request) : rule;
+}
+
 namespace {
 
 // Appends one row of the box (dimension 0), whose elements lie `step` apart in global memory.

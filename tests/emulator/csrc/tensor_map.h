@@ -43,6 +43,9 @@ struct TensorMapRequest {
 // Fills `map`; or the rule that the request breaks.
 std::string encode_tensor_map(const TensorMapRequest& request, TensorMap& map);
 
+// The rule that a map made or changed by tensormap.replace breaks; empty where it is as the driver would have made it.
+std::string broken_map_rule(const TensorMap& map);
+
 // Part of a box in memory: `bytes` from `from` to `to`; from == 0 is beyond the tensor, and filled.
 struct Segment {
   u64 to, from;
