@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.emulator.device import Fault
 from tests.emulator.ptx import elementwise
 
 RANDOM = np.random.default_rng(1)
@@ -143,6 +144,102 @@ def test_counts(bits):
     check(f"clz.b{bits} {{d}}, {{a}};", np.uint32, lambda x: bits - x.bit_length(), a)
     check(f"bfind.u{bits} {{d}}, {{a}};", np.uint32, lambda x: x.bit_length() - 1, a)
     check(f"brev.b{bits} {{d}}, {{a}};", TYPES[f"u{bits}"], lambda x: int(f"{x:0{bits}b}"[::-1], 2), a)
+
+
+def test_bit_masks():
+    a, b = RANDOM.integers(0, 48, 256).astype(np.uint32), RANDOM.integers(0, 48, 256).astype(np.uint32)
+    a[:4], b[:4] = [0, 31, 32, 2**32 - 1], [32, 1, 0, 2**32 - 1]
+    ones = lambda x, y: sum(1 << i for i in range(32) if x <= i < x + y)  # noqa: E731
+    check("bmsk.clamp.b32 {d}, {a}, {b};", np.uint32, ones, a, b)
+    check("bmsk.wrap.b32 {d}, {a}, {b};", np.uint32, lambda x, y: ones(x & 31, y & 31), a, b)
+
+
+@pytest.mark.parametrize("name", ["u32", "s32"])
+def test_extension_of_some_bits(name):
+    a, count = values(np.uint32), RANDOM.integers(0, 40, 256).astype(np.uint32)
+    count[:6] = 0, 1, 31, 32, 33, 2**32 - 1
+
+    def extend(x, bits):
+        low = x & ((1 << bits) - 1)
+        return low - (1 << bits) if name == "s32" and bits and low >> (bits - 1) else low
+
+    check(f"szext.clamp.{name} {{d}}, {{a}}, {{b}};", np.uint32, lambda x, n: extend(x, min(n, 32)), a, count)
+    check(f"szext.wrap.{name} {{d}}, {{a}}, {{b}};", np.uint32, lambda x, n: extend(x, n & 31), a, count)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_carry_chains(bits):
+    """Two words, or three, by an instruction each: the sum and the difference of the wide numbers."""
+    dtype, ones, kind = TYPES[f"u{bits}"], (1 << bits) - 1, "r" if bits == 32 else "rd"
+    a, b, c = (values(dtype) for _ in range(3))
+    a[:64], b[:64] = ones, RANDOM.integers(0, 2, 64)  # carries
+    low, high = f"%{kind}50", f"%{kind}51"
+
+    def chain(first, second, function, word):
+        program = (
+            f"{first} {low}, {{a}}, {{b}};\n{second} {high}, {{c}}, {{a}};\nmov.b{bits} {{d}}, {(low, high)[word]};"
+        )
+        check(program, dtype, lambda x, y, z: function(z << bits | x, x << bits | y) >> bits * word, a, b, c)
+
+    for word in (0, 1):
+        chain(f"add.cc.u{bits}", f"addc.u{bits}", lambda x, y: x + y, word)
+        chain(f"sub.cc.s{bits}", f"subc.cc.s{bits}", lambda x, y: x - y, word)
+    carry = f"add.cc.u{bits} {low}, {{a}}, {{b}};\naddc.cc.u{bits} {low}, {{c}}, {{b}};\naddc.u{bits} {{d}}, 0, 0;"
+    check(carry, dtype, lambda x, y, z: z + y + (x + y >> bits) >> bits, a, b, c)
+    borrow = carry.replace("add.cc", "sub.cc").replace("addc.cc", "subc.cc").replace("addc.u", "subc.u")
+    check(borrow, dtype, lambda x, y, z: -(z - y - (x < y) < 0), a, b, c)
+
+
+@pytest.mark.parametrize("half", ["lo", "hi"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_products_in_carry_chains(bits, half):
+    dtype, shift, low = TYPES[f"u{bits}"], bits if half == "hi" else 0, "%r50" if bits == 32 else "%rd50"
+    a, b, c = (values(dtype) for _ in range(3))
+    product = f"mad.{half}.cc.u{bits} {low}, {{a}}, {{b}}, {{c}};\naddc.u{bits} {{d}}, {{a}}, 0;"
+    part = lambda x, y: x * y >> shift & (1 << bits) - 1  # noqa: E731
+    check(product, dtype, lambda x, y, z: x + (part(x, y) + z >> bits), a, b, c)
+    sign = lambda x: x - (x >> bits - 1 << bits)  # noqa: E731
+    signed = f"add.cc.u{bits} {low}, {{a}}, {{a}};\nmadc.{half}.s{bits} {{d}}, {{a}}, {{b}}, {{c}};"
+    check(signed, dtype, lambda x, y, z: (sign(x) * sign(y) >> shift) + z + (2 * x >> bits), a, b, c)
+
+
+def test_a_carry_that_nothing_has_set():
+    a = values(np.uint32)
+    with pytest.raises(Fault, match="carry") as fault:
+        elementwise("addc.u32 {d}, {a}, {a};", np.uint32, a)
+    assert fault.value.check == "uninitialised"
+    # set by some lanes only
+    with pytest.raises(Fault, match="carry"):
+        elementwise("setp.lt.u32 %p1, %r1, 8;\n@%p1 add.cc.u32 {d}, {a}, {a};\naddc.u32 {d}, {a}, {a};", np.uint32, a)
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "bmsk.b32 {d}, {a}, {a};",
+        "bmsk.clamp.wrap.b32 {d}, {a}, {a};",
+        "szext.clamp.s32 {d}, {a};",
+        "madc.u32 {d}, {a}, {a}, {a};",
+        "add.cc.u16 {d}, {a}, {a};",
+        "addc.sat.s32 {d}, {a}, {a};",
+        "createpolicy.fractional.L2::evict_last.b64 %rd20, 0f00000000;",
+        "createpolicy.fractional.L2::evict_last.b64 %rd20, 0f40000000;",
+    ],
+)
+def test_forms_that_do_not_exist(instruction):
+    with pytest.raises(Fault) as fault:
+        elementwise(instruction, np.uint32, values(np.uint32))
+    assert fault.value.check == "instruction"
+
+
+def test_cache_policies_change_nothing():
+    a = values(np.uint32)
+    policy = (
+        "createpolicy.fractional.L2::evict_last.L2::evict_unchanged.b64 %rd20, 0f3F000000;\n"
+        "createpolicy.range.global.L2::evict_last.b64 %rd21, [%rd1], 64, 128;\n"
+        "ld.global.L2::cache_hint.b32 {d}, [%rd1], %rd20;\n"
+    )
+    np.testing.assert_array_equal(elementwise(policy, np.uint32, a), a)
 
 
 def test_permute_bytes():

@@ -82,11 +82,11 @@ int multiprocessors() {
 PTX = "arch=compute_90a,code=compute_90a"
 
 
-def compile_program(folder: Path, name: str, generate: str, *flags: str) -> Path:
-    source, made = folder / f"{name}.cu", folder / f"{name}.so"
-    source.write_text(SOURCE)
+def compile_program(folder: Path, name: str, generate: str, *flags: str, source: str = SOURCE) -> Path:
+    written, made = folder / f"{name}.cu", folder / f"{name}.so"
+    written.write_text(source)
     options = ["-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "-gencode", generate, *flags]
-    command = [nvcc_path(), *options, str(source), "-o", str(made), f"-L{build()}", "-l:libcudart.so.13"]
+    command = [nvcc_path(), *options, str(written), "-o", str(made), f"-L{build()}", "-l:libcudart.so.13"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return made

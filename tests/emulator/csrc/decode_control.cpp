@@ -1,11 +1,14 @@
 // Branches, calls, exit. PTX ISA 9.7.12 and 9.7.19.
+#include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "agents.h"
 #include "control.h"
 #include "lanes.h"
 #include "report.h"
 #include "scheduler.h"
+#include "specials.h"
 
 namespace glm5::emulator {
 namespace {
@@ -53,28 +56,66 @@ void copy_areas(Warp& warp, const std::vector<AreaCopy>& copies, u32 mask) {
   }
 }
 
+// A call loses the condition code of extended arithmetic.
+void forget_carry(Warp& warp, u32 mask) { set_predicate(warp, special_row(Special::carry_is_set), mask, 0); }
+
 Step run_ret(Warp& warp, const Instruction& in, u32 mask) {
   Group& group = *warp.group;
   if (group.stack.empty()) return run_exit(warp, in, mask);
   const CallFrame frame = group.stack.back();
   copy_areas(warp, frame.site->results, mask);
+  forget_carry(warp, mask);
   const Step step = jump(warp, mask, frame.return_pc);
   (group.mask == mask ? group : warp.groups.back()).stack.pop_back();
   return step;
 }
 
-Step run_call(Warp& warp, const Instruction& in, u32 mask) {
-  const auto* site = static_cast<const CallSite*>(in.extra);
+// The lanes of `mask` go into the callee; the rest of the group is at `rest_pc` then.
+Step enter(Warp& warp, const CallSite& site, u32 mask, u32 rest_pc) {
+  Group& group = *warp.group;
   constexpr size_t kDeepest = 64;
-  if (warp.group->stack.size() >= kDeepest) fault(warp, first_lane(mask), "control", "calls are nested too deeply");
-  copy_areas(warp, site->arguments, mask);
-  const u32 return_pc = warp.group->pc + 1;
-  for (const CallFrame& frame : warp.group->stack)
-    if (frame.site->callee == site->callee)
+  if (group.stack.size() >= kDeepest) fault(warp, first_lane(mask), "control", "calls are nested too deeply");
+  for (const CallFrame& frame : group.stack)
+    if (frame.site->callee == site.callee)
       fault(warp, first_lane(mask), "control", "recursive calls are not supported");
-  const Step step = jump(warp, mask, site->callee->first);
-  (warp.group->mask == mask ? *warp.group : warp.groups.back()).stack.push_back({return_pc, site});
+  copy_areas(warp, site.arguments, mask);
+  forget_carry(warp, mask);
+  const u32 return_pc = group.pc + 1;
+  const Step step = jump(warp, mask, site.callee->first);
+  if (group.mask != mask) group.pc = rest_pc;
+  (group.mask == mask ? group : warp.groups.back()).stack.push_back({return_pc, &site});
   return step;
+}
+
+Step run_call(Warp& warp, const Instruction& in, u32 mask) {
+  return enter(warp, *static_cast<const CallSite*>(in.extra), mask, warp.group->pc + 1);
+}
+
+// A call through a pointer: a site for each function that it may meet, by the address that mov gives it.
+struct PointerSite {
+  std::map<u64, CallSite> sites;
+};
+
+// The lanes that hold the same pointer as the first go; the others come to the same instruction again.
+Step run_pointer_call(Warp& warp, const Instruction& in, u32 mask) {
+  const auto& sites = static_cast<const PointerSite*>(in.extra)->sites;
+  const u64* pointers = row<u64>(warp, in.a);
+  const int first = first_lane(mask);
+  const u64 pointer = pointers[first];
+  const auto found = sites.find(pointer);
+  if (found == sites.end())
+    fault(warp, first, "control", "a call through the pointer ", Hex{pointer},
+          ", which is no function with the signature of the call that this kernel knows");
+  return enter(warp, found->second, where(mask, [&](int i) { return pointers[i] == pointer; }) & mask, warp.group->pc);
+}
+
+struct UndefinedCall {
+  std::string name;
+};
+
+Step run_undefined_call(Warp& warp, const Instruction& in, u32 mask) {
+  fault(warp, first_lane(mask), "instruction", "calls ", static_cast<const UndefinedCall*>(in.extra)->name,
+        ", which is defined nowhere");
 }
 
 template <Step (*kExternal)(Warp&, const CallSite&, u32)>
@@ -86,48 +127,92 @@ AreaCopy area_copy(const PlaceOfVariable& from, const PlaceOfVariable& to, u64 b
   return {from.area, to.area, from.lane_bytes, to.lane_bytes, static_cast<u32>(bytes)};
 }
 
-// call (result), name, (arguments); with either list absent.
+// The operands of call (result), name, (arguments), prototype; where a list is absent it is empty.
+struct CallText {
+  const TextOperand *name = nullptr, *prototype = nullptr;
+  std::vector<TextOperand> results, arguments;
+};
+
+CallText call_text(Decoder& decoder, const TextInstruction& text) {
+  CallText call;
+  for (const TextOperand& operand : text.operands) {
+    if (operand.kind == TextOperand::Kind::list) {
+      (call.name ? call.arguments : call.results) = operand.parts;
+    } else if (call.prototype == nullptr) {
+      (call.name ? call.prototype : call.name) = &operand;
+    } else {
+      decoder.fail("too many operands");
+    }
+  }
+  if (call.name == nullptr) decoder.fail("the function is missing");
+  return call;
+}
+
+PlaceOfVariable place_of(Decoder& decoder, const TextInstruction& text, const TextOperand& operand) {
+  const auto found = decoder.linker().variable(decoder.function(), static_cast<int>(text.scope), operand.name);
+  if (!found.exists || found.space != Space::param)
+    decoder.fail("call operand ", operand.name, " is no .param variable");
+  return found;
+}
+
+bool same_sizes(const std::vector<Variable>& a, const std::vector<Variable>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Variable& x, const Variable& y) { return x.bytes == y.bytes; });
+}
+
+CallSite site_to(Decoder& decoder, const TextInstruction& text, const CallText& call, FunctionImage& callee) {
+  Linker& linker = decoder.linker();
+  CallSite site;
+  site.callee = &callee;
+  const auto &results = callee.function->results, &parameters = callee.function->parameters;
+  if (parameters.size() != call.arguments.size() || results.size() != call.results.size())
+    decoder.fail("the call does not fit the signature of ", callee.function->name);
+  for (size_t i = 0; i < parameters.size(); ++i)
+    site.arguments.push_back(area_copy(place_of(decoder, text, call.arguments[i]),
+                                       linker.signature_area(callee, parameters[i]), parameters[i].bytes));
+  for (size_t i = 0; i < results.size(); ++i)
+    site.results.push_back(area_copy(linker.signature_area(callee, results[i]),
+                                     place_of(decoder, text, call.results[i]), results[i].bytes));
+  return site;
+}
+
+void decode_pointer_call(Decoder& decoder, const TextInstruction& text, const CallText& call, Instruction& in) {
+  const Prototype* prototype = call.prototype ? decoder.prototype(*call.prototype) : nullptr;
+  if (prototype == nullptr) decoder.fail("a call through a pointer needs a .callprototype");
+  PointerSite pointers;
+  for (FunctionImage& image : decoder.linker().images()) {
+    const Function& function = *image.function;
+    const bool fits = same_sizes(function.parameters, prototype->parameters) &&
+                      same_sizes(function.results, prototype->results);
+    if (!function.is_entry && fits) pointers.sites[u64(&function)] = site_to(decoder, text, call, image);
+  }
+  in.a = decoder.read(*call.name, Type::u64);
+  in.extra = decoder.keep(std::move(pointers));
+  in.execute = run_pointer_call;
+}
+
 void decode_call(Decoder& decoder, const TextInstruction& text, Instruction& in) {
   decoder.allow({"uni"});
-  Linker& linker = decoder.linker();
-  const TextOperand* name = nullptr;
-  std::vector<TextOperand> results, arguments;
-  for (const TextOperand& operand : text.operands) {
-    if (operand.kind == TextOperand::Kind::list) (name ? arguments : results) = operand.parts;
-    else if (name == nullptr) name = &operand;
-    else decoder.fail("calls through a pointer are not supported");
-  }
-  if (name == nullptr || decoder.is_register(*name)) decoder.fail("calls through a pointer are not supported");
-  const auto place = [&](const TextOperand& operand) {
-    const auto found = linker.variable(decoder.function(), static_cast<int>(text.scope), operand.name);
-    if (!found.exists || found.space != Space::param)
-      decoder.fail("call operand ", operand.name, " is no .param variable");
-    return found;
-  };
-  CallSite site;
-  site.callee = linker.callee(name->name);
-  if (site.callee == nullptr) {
-    for (const auto& argument : arguments) site.external_arguments.push_back(place(argument));
-    for (const auto& result : results) site.external_result = place(result);
-    if (name->name == "vprintf") in.execute = run_external<run_vprintf>;
-    else if (name->name == "__assertfail") in.execute = run_external<run_assertfail>;
-    else decoder.fail("function ", name->name, " is defined nowhere");
-  } else {
-    const Function& callee = *site.callee->function;
-    if (callee.parameters.size() != arguments.size() || callee.results.size() != results.size())
-      decoder.fail("the call does not fit the signature of ", name->name);
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      const Variable& formal = callee.parameters[i];
-      site.arguments.push_back(
-          area_copy(place(arguments[i]), linker.signature_area(*site.callee, formal), formal.bytes));
-    }
-    for (size_t i = 0; i < results.size(); ++i) {
-      const Variable& formal = callee.results[i];
-      site.results.push_back(area_copy(linker.signature_area(*site.callee, formal), place(results[i]), formal.bytes));
-    }
+  const CallText call = call_text(decoder, text);
+  if (decoder.is_register(*call.name)) return decode_pointer_call(decoder, text, call, in);
+  if (FunctionImage* callee = decoder.linker().callee(call.name->name)) {
+    in.extra = decoder.keep(site_to(decoder, text, call, *callee));
     in.execute = run_call;
+    return;
   }
+  CallSite site;
+  for (const auto& argument : call.arguments) site.external_arguments.push_back(place_of(decoder, text, argument));
+  for (const auto& result : call.results) site.external_result = place_of(decoder, text, result);
   in.extra = decoder.keep(std::move(site));
+  const std::string name(call.name->name);
+  if (name == "vprintf") {
+    in.execute = run_external<run_vprintf>;
+  } else if (name == "__assertfail") {
+    in.execute = run_external<run_assertfail>;
+  } else {  // an error once it is reached: a class's unused destructor calls free
+    in.extra = decoder.keep(UndefinedCall{name});
+    in.execute = run_undefined_call;
+  }
 }
 
 Step run_trap(Warp& warp, const Instruction&, u32 mask) {

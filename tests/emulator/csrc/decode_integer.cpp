@@ -419,6 +419,52 @@ void decode_prmt(Decoder& decoder, const TextInstruction& text, Instruction& in)
   in.execute = run_ternary<u32, Permute>;
 }
 
+// Ones from bit a on, b of them; .clamp goes to the end of the word, .wrap counts both modulo 32.
+template <bool kClamps>
+struct BitMask {
+  u32 operator()(u32 a, u32 b) const {
+    if (!kClamps) a &= 31, b &= 31;
+    if (a >= 32) return 0;
+    const u32 from = ~u32{0} << a;
+    return u64{a} + b >= 32 ? from : from & ~(~u32{0} << (a + b));
+  }
+};
+
+// The lowest b bits of a, extended to the word.
+template <class T, bool kClamps>
+struct Extend {
+  T operator()(T a, T count) const {
+    const u32 b = kClamps ? static_cast<u32>(count) : static_cast<u32>(count) & 31;
+    if (b == 0) return 0;
+    return b >= 32 ? a : static_cast<T>(static_cast<u32>(a) << (32 - b)) >> (32 - b);
+  }
+};
+
+// Whether .clamp; one of .clamp and .wrap must be there.
+bool clamps(Decoder& decoder) {
+  decoder.allow({"clamp", "wrap"});
+  decoder.operands(3, 3);
+  if (decoder.has("clamp") == decoder.has("wrap")) decoder.fail("one of .clamp and .wrap is missing");
+  return decoder.has("clamp");
+}
+
+void decode_bmsk(Decoder& decoder, const TextInstruction& text, Instruction& in) {
+  in.execute = clamps(decoder) ? run_binary<u32, BitMask<true>> : run_binary<u32, BitMask<false>>;
+  in.d = decoder.write(text.operands[0], Type::b32);
+  in.a = decoder.read(text.operands[1], Type::b32);
+  in.b = decoder.read(text.operands[2], Type::b32);
+}
+
+void decode_szext(Decoder& decoder, const TextInstruction& text, Instruction& in) {
+  const bool is_clamped = clamps(decoder);
+  in.execute = is_signed(decoder.type_at(-1))
+                   ? (is_clamped ? run_binary<i32, Extend<i32, true>> : run_binary<i32, Extend<i32, false>>)
+                   : (is_clamped ? run_binary<u32, Extend<u32, true>> : run_binary<u32, Extend<u32, false>>);
+  in.d = decoder.write(text.operands[0], Type::b32);
+  in.a = decoder.read(text.operands[1], Type::b32);
+  in.b = decoder.read(text.operands[2], Type::b32);
+}
+
 // Four products of bytes, each signed or not, added to c.
 template <bool kSignedA, bool kSignedB>
 struct DotBytes {
@@ -462,6 +508,8 @@ constexpr Entry kEntries[] = {
     {"brev", "9.7.1.18", decode_plain<1, Reverse>},
     {"bfe", "9.7.1.19", decode_bfe},
     {"bfi", "9.7.1.20", decode_bfi},
+    {"szext", "9.7.1.21", decode_szext},
+    {"bmsk", "9.7.1.22", decode_bmsk},
     {"dp4a", "9.7.1.23", decode_dp4a},
     {"and", "9.7.8.1", decode_logic<And>},
     {"or", "9.7.8.2", decode_logic<Or>},

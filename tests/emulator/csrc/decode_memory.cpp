@@ -349,6 +349,25 @@ void decode_st(Decoder& decoder, const TextInstruction& text, Instruction& in) {
 Step run_nothing(Warp&, const Instruction&, u32) { return Step::next; }
 void decode_nothing(Decoder&, const TextInstruction&, Instruction& in) { in.execute = run_nothing; }
 
+// ---- createpolicy: an opaque hint, which nothing here looks at
+
+void require_fraction(Decoder& decoder, const TextOperand& operand) {
+  if (operand.kind != TextOperand::Kind::float32) decoder.fail("the fraction must be a constant of type .f32");
+  const float fraction = __builtin_bit_cast(float, static_cast<u32>(operand.bits));
+  if (!(fraction > 0 && fraction <= 1)) decoder.fail("the fraction must be above 0 and at most 1, got ", fraction);
+}
+
+void decode_createpolicy(Decoder& decoder, const TextInstruction& text, Instruction& in) {
+  decoder.allow({"range", "fractional", "cvt", "global", "L2", "L2::evict_last", "L2::evict_normal", "L2::evict_first",
+                 "L2::evict_unchanged"});
+  decoder.operands(decoder.has("fractional") ? 1 : decoder.has("cvt") ? 2 : 4, decoder.has("range") ? 4 : 2);
+  if (decoder.has("fractional") && text.operands.size() == 2) require_fraction(decoder, text.operands[1]);
+  in.d = decoder.write(text.operands[0], Type::b64);
+  constexpr u64 kSomePolicy = 0x12f0000000000000;
+  in.a = decoder.constant(kSomePolicy, 8);
+  in.execute = run_mov<u64>;
+}
+
 // ---- mapa, getctarank
 
 template <class T, bool kIsGeneric>
@@ -411,6 +430,7 @@ constexpr Entry kEntries[] = {
     {"prefetchu", "9.7.9.15", decode_nothing, Class::memory},
     {"applypriority", "9.7.9.16", decode_nothing, Class::memory},
     {"discard", "9.7.9.17", decode_nothing, Class::memory},
+    {"createpolicy", "9.7.9.18", decode_createpolicy, Class::move},
     {"mapa", "9.7.9.23", decode_mapa, Class::move},
     {"getctarank", "9.7.9.24", decode_getctarank, Class::move},
 };

@@ -80,6 +80,14 @@ bool Decoder::is_register(const TextOperand& operand) const {
          find_register(function_, static_cast<int>(text_.scope), operand.name, scope, type);
 }
 
+const Prototype* Decoder::prototype(const TextOperand& operand) const {
+  for (int scope = static_cast<int>(text_.scope); scope >= 0; scope = function_.scopes[scope].parent) {
+    const auto& prototypes = function_.scopes[scope].prototypes;
+    if (const auto it = prototypes.find(operand.name); it != prototypes.end()) return &it->second;
+  }
+  return nullptr;
+}
+
 Type Decoder::declared_type(const TextOperand& operand) const {
   int scope;
   Type type = Type::none;
@@ -256,7 +264,7 @@ bool words_match(std::string_view mnemonic, const std::vector<std::string_view>&
 const Entry* find_entry(const TextInstruction& text) {
   static const std::multimap<std::string_view, const Entry*> by_first_word = [] {
     std::multimap<std::string_view, const Entry*> map;
-    for (const auto table : {integer_entries(), float_entries(), conversion_entries(), memory_entries(),
+    for (const auto table : {integer_entries(), carry_entries(), float_entries(), conversion_entries(), memory_entries(),
                              atomic_entries(), barrier_entries(), control_entries(), warp_entries(), async_entries()})
       for (const Entry& entry : table) map.insert({entry.mnemonic.substr(0, entry.mnemonic.find('.')), &entry});
     return map;

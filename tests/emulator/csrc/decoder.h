@@ -29,6 +29,7 @@ struct Entry {
 
 // The tables. Each decode_*.cpp gives one.
 std::span<const Entry> integer_entries();
+std::span<const Entry> carry_entries();
 std::span<const Entry> float_entries();
 std::span<const Entry> conversion_entries();
 std::span<const Entry> memory_entries();
@@ -71,6 +72,7 @@ class Decoder {
   const T* keep(T value);
   u32 label(const TextOperand& operand);
   bool is_register(const TextOperand& operand) const;
+  const Prototype* prototype(const TextOperand& operand) const;  // null where there is none of this name
   Type declared_type(const TextOperand& operand) const;
 
   // Modifiers: the words after the first.
@@ -132,11 +134,14 @@ class Linker {
   PlaceOfVariable variable(const Function& function, int scope, std::string_view name);
   // The image of a function with a body; null for one without.
   FunctionImage* callee(std::string_view name);
+  std::deque<FunctionImage>& images() { return images_; }
   // The row of a .param variable in the signature of an image.
   PlaceOfVariable signature_area(FunctionImage& image, const Variable& variable);
 
  private:
   void collect(Function& function);
+  void collect_called(std::string_view name);
+  void collect_pointed();
   void collect_names(const Function& function, int scope, const TextOperand& operand);
   void place_shared();
   void decode(FunctionImage& image);
@@ -145,6 +150,7 @@ class Linker {
   Module& module_;
   Program& program_;
   FunctionImage* current_ = nullptr;
+  bool calls_through_pointers_ = false;
   std::deque<FunctionImage> images_;
   std::vector<const Variable*> shared_;
   std::map<const Variable*, u32> offsets_;  // of shared and local variables

@@ -35,9 +35,14 @@ u64 global_address(Module& module, const Variable& variable) {
   auto* bytes = reinterpret_cast<u8*>(extent.begin);
   std::copy(variable.initial.begin(), variable.initial.end(), bytes);
   for (const auto& address : variable.addresses) {
-    const auto it = module.variables.find(address.name);
-    if (it == module.variables.end()) refuse("the address of ", address.name, " in an initialiser is not supported");
-    const u64 value = global_address(module, it->second) + static_cast<u64>(address.offset);
+    u64 value;
+    if (const auto it = module.variables.find(address.name); it != module.variables.end()) {
+      value = global_address(module, it->second) + static_cast<u64>(address.offset);
+    } else if (const auto function = module.functions.find(address.name); function != module.functions.end()) {
+      value = u64(&function->second);
+    } else {
+      refuse("the address of ", address.name, " in an initialiser is not supported");
+    }
     std::memcpy(bytes + address.at, &value, sizeof value);
   }
   return extent.begin;
@@ -105,7 +110,11 @@ PlaceOfVariable Linker::variable(const Function& function, int scope, std::strin
     for (const Variable& variable : *list)
       if (variable.name == name) return area(image(), -1, variable);
   const auto it = module_.variables.find(name);
-  if (it == module_.variables.end()) return {};
+  if (it == module_.variables.end()) {
+    const auto called = module_.functions.find(name);
+    if (called == module_.functions.end()) return {};
+    return {.exists = true, .space = Space::generic, .offset = u64(&called->second)};
+  }
   const Variable& variable = it->second;
   if (variable.space == Space::shared)
     return {.exists = true, .space = Space::shared, .offset = offsets_.at(&variable)};
@@ -140,12 +149,23 @@ void Linker::collect(Function& function) {
   for (const TextInstruction& text : function.instructions) {
     for (const TextOperand& operand : text.operands) {
       collect_names(function, static_cast<int>(text.scope), operand);
-      if (text.words[0] != "call" || operand.kind != TextOperand::Kind::name) continue;
-      const auto it = module_.functions.find(operand.name);
-      if (it == module_.functions.end() || it->second.body.empty() || callee(operand.name)) continue;
-      collect(it->second);
+      if (operand.kind != TextOperand::Kind::name) continue;
+      calls_through_pointers_ |= text.words[0] == "call" && operand.name.starts_with('%');
+      collect_called(operand.name);  // or its address is taken
     }
   }
+}
+
+void Linker::collect_called(std::string_view name) {
+  const auto it = module_.functions.find(name);
+  if (it == module_.functions.end() || it->second.is_entry || it->second.body.empty() || callee(name)) return;
+  collect(it->second);
+}
+
+// What a pointer may lead to: every function whose address a variable begins with.
+void Linker::collect_pointed() {
+  for (const auto& [name, variable] : module_.variables)
+    for (const auto& address : variable.addresses) collect_called(address.name);
 }
 
 void Linker::place_shared() {
@@ -214,6 +234,7 @@ void Linker::link(std::string_view kernel) {
     program_.parameter_bytes = offset + static_cast<u32>(variable.bytes);
   }
   collect(function);
+  if (calls_through_pointers_) collect_pointed();
   u32 first = 0;
   for (FunctionImage& image : images_) {
     image.first = first;

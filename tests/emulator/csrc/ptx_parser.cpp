@@ -373,8 +373,8 @@ struct Location {
   u32 file = 0, line = 0;
 };
 
-// A directive inside a body, after its dot.
-void parse_body_directive(Text& text, Scope& scope, Location& location) {
+// A directive inside a body, after its dot. label: the last one before it.
+void parse_body_directive(Text& text, Scope& scope, Location& location, std::string_view label) {
   const auto word = text.name();
   TextOperand::Kind kind;
   if (word == "loc") {
@@ -387,6 +387,12 @@ void parse_body_directive(Text& text, Scope& scope, Location& location) {
     const Space space = word == "local" ? Space::local : word == "shared" ? Space::shared : Space::param;
     for (auto& variable : parse_variables(text, space, false)) scope.variables[variable.name] = variable;
     text.expect(';');
+  } else if (word == "callprototype") {
+    Prototype& prototype = scope.prototypes[label];
+    prototype.results = parse_parameters(text);
+    text.name();  // _
+    prototype.parameters = parse_parameters(text);
+    text.until(';');  // .noreturn and its like
   } else if (word == "pragma") {
     text.until(';');
   } else {
@@ -404,8 +410,8 @@ void parse_body(Module& module, Function& function) {
   function.scopes.emplace_back();
   int scope = 0;
   Location location;
+  std::string_view label;
   while (!text.done()) {
-    std::string_view label;
     if (text.take('{')) {
       function.scopes.emplace_back().parent = scope;
       scope = static_cast<int>(function.scopes.size()) - 1;
@@ -413,7 +419,7 @@ void parse_body(Module& module, Function& function) {
       scope = function.scopes[scope].parent;
       if (scope < 0) text.fail("a } without {");
     } else if (text.take('.')) {
-      parse_body_directive(text, function.scopes[scope], location);
+      parse_body_directive(text, function.scopes[scope], location, label);
     } else if (text.take_label(label)) {
       function.scopes[scope].labels[label] = static_cast<u32>(function.instructions.size());
     } else if (!text.take(';')) {

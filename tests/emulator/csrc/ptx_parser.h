@@ -47,6 +47,11 @@ struct Variable {
   std::vector<Address> addresses;
 };
 
+// The signature of the functions that a call through a pointer may meet.
+struct Prototype {
+  std::vector<Variable> results, parameters;
+};
+
 // A { } of a body. Names are resolved from the innermost scope outwards.
 struct Scope {
   int parent = -1;
@@ -54,6 +59,7 @@ struct Scope {
   std::vector<std::pair<std::string_view, std::pair<Type, u32>>> ranges;  // prefix<count>
   std::map<std::string_view, u32> labels;  // index of an instruction
   std::map<std::string_view, Variable> variables;
+  std::map<std::string_view, Prototype> prototypes;  // by their labels
 };
 
 struct Function {

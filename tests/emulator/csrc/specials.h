@@ -18,6 +18,8 @@ enum class Special : u32 {
   shared_base,     // u32: the block's window address 0, with its rank
   shared_base_64,  // u64: the same
   local_base,      // u64: each lane's local memory
+  carry,           // a mask: the condition code of extended arithmetic
+  carry_is_set,    // a mask: the lanes whose condition code means something
   scratch,         // written by `_` destinations
   count
 };
