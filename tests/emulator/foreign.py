@@ -7,6 +7,7 @@ that says from which sources, headers and compiler it came.
 import ctypes
 import fcntl
 import hashlib
+import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +28,10 @@ def _fingerprint(source: Path) -> str:
     version = subprocess.run([build.nvcc_path(), "--version"], capture_output=True, text=True, check=True).stdout
     cutlass = (_includes()[0] / "cutlass" / "version.h").read_text()
     digest = hashlib.sha256(f"{version} {FLAGS} {cutlass}".encode())
-    for path in (source, *sorted(SOURCES.glob("*.cuh"))):
-        digest.update(path.read_bytes())
+    text = source.read_text()
+    digest.update(text.encode())
+    for header in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
+        digest.update((SOURCES / header).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -38,10 +41,12 @@ def compiled(name: str) -> Path:
     folder = emulator / "programs"
     folder.mkdir(exist_ok=True)
     made = folder / f"{name}-{_fingerprint(source)}.so"
+    if made.exists():
+        return made
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time: each needs gigabytes
         if made.exists():
-            return made
+            return made  # another process was faster
         for old in folder.glob(f"{name}-*.so"):
             old.unlink()
         unfinished = folder / f"{name}.unfinished"

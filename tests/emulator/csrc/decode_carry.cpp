@@ -112,21 +112,27 @@ void decode_mad(Decoder& decoder, const TextInstruction& text, Instruction& in) 
   in.c = decoder.read(text.operands[3], type);
   const bool is_high = decoder.has("hi");
   switch (type) {
-    case Type::u32: in.execute = pick_mad<u32>(is_high); break;
-    case Type::s32: in.execute = pick_mad<i32>(is_high); break;
-    case Type::u64: in.execute = pick_mad<u64>(is_high); break;
-    case Type::s64: in.execute = pick_mad<i64>(is_high); break;
-    default: break;
+    case Type::u32:
+      in.execute = pick_mad<u32>(is_high);
+      break;
+    case Type::s32:
+      in.execute = pick_mad<i32>(is_high);
+      break;
+    case Type::u64:
+      in.execute = pick_mad<u64>(is_high);
+      break;
+    case Type::s64:
+      in.execute = pick_mad<i64>(is_high);
+      break;
+    default:
+      break;
   }
 }
 
 constexpr Entry kEntries[] = {
-    {"add.cc", "9.7.2.1", decode_add<false>},
-    {"addc", "9.7.2.2", decode_add<false>},
-    {"sub.cc", "9.7.2.3", decode_add<true>},
-    {"subc", "9.7.2.4", decode_add<true>},
-    {"mad.lo.cc", "9.7.2.5", decode_mad},
-    {"mad.hi.cc", "9.7.2.5", decode_mad},
+    {"add.cc", "9.7.2.1", decode_add<false>}, {"addc", "9.7.2.2", decode_add<false>},
+    {"sub.cc", "9.7.2.3", decode_add<true>},  {"subc", "9.7.2.4", decode_add<true>},
+    {"mad.lo.cc", "9.7.2.5", decode_mad},     {"mad.hi.cc", "9.7.2.5", decode_mad},
     {"madc", "9.7.2.6", decode_mad},
 };
 

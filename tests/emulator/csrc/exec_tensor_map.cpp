@@ -48,7 +48,7 @@ enum class Field : int {
 struct FieldRule {
   std::string_view name;
   Field field;
-  int ordinals;   // 0: takes none
+  int ordinals;  // 0: takes none
   bool is_64;
   i64 constants;  // 0: a register; else an immediate below it
 };
@@ -68,7 +68,7 @@ constexpr FieldRule kFields[] = {
 
 // The instruction numbers the types otherwise than the driver.
 constexpr TensorElement kElements[] = {
-    TensorElement::u8_,  TensorElement::u16_, TensorElement::u32_,    TensorElement::i32_, TensorElement::u64_,
+    TensorElement::u8_,  TensorElement::u16_, TensorElement::u32_,    TensorElement::i32_,    TensorElement::u64_,
     TensorElement::i64_, TensorElement::f16,  TensorElement::f32,     TensorElement::f32_ftz, TensorElement::f64,
     TensorElement::bf16, TensorElement::tf32, TensorElement::tf32_ftz};
 
@@ -88,7 +88,9 @@ void require(Warp& warp, int lane, bool fits, const char* what, u64 value) {
 void set_field(Warp& warp, int lane, const ReplaceForm& form, u64 value, TensorMap& map) {
   const u32 at = form.ordinal;
   switch (form.field) {
-    case Field::global_address: map.address = value; break;
+    case Field::global_address:
+      map.address = value;
+      break;
     case Field::rank:
       require(warp, lane, value < kMaxTensorRank, "a rank (less one)", value);
       map.rank = static_cast<u8>(value + 1);
@@ -101,16 +103,25 @@ void set_field(Warp& warp, int lane, const ReplaceForm& form, u64 value, TensorM
       require(warp, lane, value >= 1, "a dimension", value);
       map.last[at] = static_cast<u32>(value - 1);
       break;
-    case Field::global_stride: map.stride[at] = value; break;
+    case Field::global_stride:
+      map.stride[at] = value;
+      break;
     case Field::element_stride:
       require(warp, lane, value >= 1 && value <= 8, "an element stride", value);
       map.step[at] = static_cast<u8>(value);
       break;
-    case Field::elemtype: map.element = static_cast<u8>(kElements[value]); break;
-    case Field::swizzle_mode: map.swizzle = static_cast<u8>(value); break;
-    case Field::fill_mode: map.fills_nan = value == 1; break;
+    case Field::elemtype:
+      map.element = static_cast<u8>(kElements[value]);
+      break;
+    case Field::swizzle_mode:
+      map.swizzle = static_cast<u8>(value);
+      break;
+    case Field::fill_mode:
+      map.fills_nan = value == 1;
+      break;
     case Field::interleave_layout:
-    case Field::swizzle_atomicity: break;
+    case Field::swizzle_atomicity:
+      break;
   }
 }
 

@@ -2,12 +2,12 @@
 #include "cub.cuh"
 
 extern "C" int inclusive_sum(const long long* values, long long* sums, int count) {
-  return program::run([&](void* storage, size_t& bytes) {
-    return cub::DeviceScan::InclusiveSum(storage, bytes, values, sums, count);
-  });
+  return program::run(
+      [&](void* storage, size_t& bytes) { return cub::DeviceScan::InclusiveSum(storage, bytes, values, sums, count); });
 }
 
-extern "C" int select_flagged(const int* values, const unsigned char* flags, int* chosen, int* chosen_count, int count) {
+extern "C" int select_flagged(const int* values, const unsigned char* flags, int* chosen, int* chosen_count,
+                              int count) {
   return program::run([&](void* storage, size_t& bytes) {
     return cub::DeviceSelect::Flagged(storage, bytes, values, flags, chosen, chosen_count, count);
   });

@@ -1,5 +1,5 @@
-// Several FP8 GEMMs of different sizes with block scales in one launch. The kernel changes its tensor maps when it comes
-// to another group.
+// Several FP8 GEMMs of different sizes with block scales in one launch. The kernel changes its tensor maps when it
+// comes to another group.
 #include <vector>
 
 #include "gemm.cuh"
