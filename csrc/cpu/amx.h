@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/avx512.h"
+#include "cpu/gemm.h"
 
 namespace glm5::amx {
 

@@ -1,12 +1,11 @@
-// The AVX2 toolbox (with FMA and F16C): loads, roundings, transpositions, the decoding of e4m3, and the inner loops of
-// matrix products. Everything is inlined into the kernel that uses it.
+// The AVX2 toolbox (with FMA and F16C): loads, roundings, transpositions and the decoding of e4m3. Everything is
+// inlined into the kernel that uses it.
 #pragma once
 
 #include <immintrin.h>
 
 #include "core/fp8.h"
 #include "core/tensor.h"
-#include "cpu/gemm.h"
 
 namespace glm5::avx2 {
 
@@ -44,6 +43,15 @@ GLM5_INLINE void store_row(T* out, const f32* total, i64 columns, bool accumulat
     store_f32x8(out + j, sum);
   }
   for (; j < columns; ++j) store_scalar(out + j, accumulate ? to_f32(out[j]) + total[j] : total[j]);
+}
+
+// The same for rows x columns totals, which lie as [panel][row][Panel].
+template <i64 Panel, class T>
+GLM5_INLINE void store_rows(T* out, i64 out_stride, const f32* totals, i64 rows, i64 columns, bool accumulate) {
+  for (i64 i = 0; i < rows; ++i) {
+    for (i64 j = 0; j < columns; j += Panel)
+      store_row(out + i * out_stride + j, totals + j * rows + i * Panel, smaller(Panel, columns - j), accumulate);
+  }
 }
 
 // ---- Transposition ----
@@ -88,10 +96,10 @@ GLM5_INLINE void transpose_16x16_bytes(__m256i (&x)[16]) {
 }
 
 // to[i * to_stride + j] = from[i * i_stride + j * j_stride] as f32 for i < rows, j < columns, where i_stride or
-// j_stride is 1; zero for the other i < padded_rows, j < padded_columns.
+// j_stride is 1; zero for the other i < padded_rows, j < padded_columns. What is likely to be packed next lies `ahead`.
 template <class T>
 GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j_stride, i64 rows, i64 columns,
-                      i64 padded_rows, i64 padded_columns) {
+                      i64 padded_rows, i64 padded_columns, i64 ahead) {
   for (i64 i = 0; i < padded_rows; ++i) {
     for (i64 j = i < rows ? columns : 0; j < padded_columns; ++j) to[i * to_stride + j] = 0.0f;
   }
@@ -111,7 +119,7 @@ GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j
       for (int c = 0; c < 8; ++c) {
         const T* column = from + i + (j + c) * j_stride;
         x[c] = load_f32x8(column);
-        _mm_prefetch(reinterpret_cast<const char*>(column + cpu::kGemmBlock), _MM_HINT_T0);  // for the next block
+        _mm_prefetch(reinterpret_cast<const char*>(column + ahead), _MM_HINT_T0);
       }
       transpose_8x8(x);
 #pragma GCC unroll 8
@@ -150,66 +158,21 @@ GLM5_INLINE TwoF32x8 decode_e4m3x16(__m128i bytes) {
   return f32_of_f16(f16_nan(f16_of_e4m3(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8))));
 }
 
-// ---- Inner loops of matrix products: rows of 128 f32 against panels of 16 columns ----
+// ---- A vector, as the loops of cpu/gemm_vectors.h take it ----
 
-constexpr i64 kPanel = 16;
+struct Lanes {
+  static constexpr i64 kCount = 8;
+  static constexpr int kStepRows = 3, kChainRows = 6;  // rows whose sums fill 12 registers
+  using F32 = __m256;
 
-// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 16 results. 12 of the 16 registers
-// hold chains when Rows is 3; two hold b and one a, so that ten loads feed twelve multiply-adds.
-template <int Rows>
-GLM5_INLINE void multiply_step(const f32* a, const f32* panel, __m256 (&sum)[Rows][2]) {
-  __m256 even[Rows][2], odd[Rows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = _mm256_setzero_ps();
-#pragma GCC unroll 4
-  for (i64 k = 0; k < cpu::kGemmStep; k += 2) {
-    const __m256 even_left = _mm256_load_ps(panel + k * kPanel), even_right = _mm256_load_ps(panel + k * kPanel + 8);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k);
-      even[r][0] = _mm256_fmadd_ps(x, even_left, even[r][0]);
-      even[r][1] = _mm256_fmadd_ps(x, even_right, even[r][1]);
-    }
-    const __m256 odd_left = _mm256_load_ps(panel + (k + 1) * kPanel);
-    const __m256 odd_right = _mm256_load_ps(panel + (k + 1) * kPanel + 8);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + 1);
-      odd[r][0] = _mm256_fmadd_ps(x, odd_left, odd[r][0]);
-      odd[r][1] = _mm256_fmadd_ps(x, odd_right, odd[r][1]);
-    }
+  GLM5_INLINE static F32 zero() { return _mm256_setzero_ps(); }
+  GLM5_INLINE static F32 broadcast(const f32& x) { return _mm256_broadcast_ss(&x); }
+  GLM5_INLINE static F32 load(const f32* aligned) { return _mm256_load_ps(aligned); }
+  GLM5_INLINE static F32 load(const u16* aligned_f16) {
+    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(aligned_f16)));
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    sum[r][0] = _mm256_add_ps(even[r][0], odd[r][0]);
-    sum[r][1] = _mm256_add_ps(even[r][1], odd[r][1]);
-  }
-}
-
-// A chain over k < k_end of a block, a multiple of 8, for Rows x 16 results; 6 rows fill 12 registers. The next
-// rows come from the L2 cache: a sixteenth of them with each 8 k.
-template <int Rows>
-GLM5_INLINE void multiply_chain(const f32* a, const f32* panel, i64 k_end, __m256 (&chain)[Rows][2]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r) chain[r][0] = chain[r][1] = _mm256_setzero_ps();
-#pragma GCC unroll 1
-  for (i64 k = 0; k < k_end; k += 8) {
-    const f32* next = a + Rows * (cpu::kGemmBlock + k);
-#pragma GCC unroll 16
-    for (int line = 0; line < (Rows + 1) / 2; ++line)
-      _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
-#pragma GCC unroll 8
-    for (i64 i = 0; i < 8; ++i) {
-      const __m256 left = _mm256_load_ps(panel + (k + i) * kPanel);
-      const __m256 right = _mm256_load_ps(panel + (k + i) * kPanel + 8);
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        const __m256 x = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + i);
-        chain[r][0] = _mm256_fmadd_ps(x, left, chain[r][0]);
-        chain[r][1] = _mm256_fmadd_ps(x, right, chain[r][1]);
-      }
-    }
-  }
-}
+  GLM5_INLINE static void store(f32* aligned, F32 x) { _mm256_store_ps(aligned, x); }
+  GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm256_fmadd_ps(x, y, sum); }
+};
 
 }  // namespace glm5::avx2

@@ -1,5 +1,5 @@
-// The AVX-512 toolbox (F, BW, VL, DQ, VBMI): transpositions, the decoding of e4m3, and the inner loops of matrix
-// products. What is done once, or at the edges, it takes from AVX2. Everything is inlined into the kernel that uses it.
+// The AVX-512 toolbox (F, BW, VL, DQ, VBMI): masks, loads, roundings and transpositions. What is done once, or at
+// the edges, is taken from AVX2. Everything is inlined into the kernel that uses it.
 #pragma once
 
 // gcc 12's own header passes undefined values as the don't-care operands of builtins and warns about them (PR 105593).
@@ -12,7 +12,6 @@
 #include "core/fp8.h"
 #include "core/tensor.h"
 #include "cpu/avx2.h"
-#include "cpu/gemm.h"
 
 namespace glm5::avx512 {
 
@@ -94,66 +93,18 @@ GLM5_INLINE void transpose_16x16_bytes(__m512i (&x)[16]) {
   }
 }
 
-// ---- Inner loops of matrix products: rows of 128 f32 against panels of 32 columns, [k][32] ----
+// ---- A vector, as the loops of cpu/gemm_vectors.h take it ----
 
-constexpr i64 kPanel = 32;
+struct Lanes {
+  static constexpr i64 kCount = 16;
+  static constexpr int kStepRows = 6, kChainRows = 12;  // rows whose sums fill 24 registers
+  using F32 = __m512;
 
-// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 32 results. 24 of the 32 registers
-// hold chains when Rows is 6: sixteen loads feed twenty-four multiply-adds.
-template <int Rows>
-GLM5_INLINE void multiply_step(const f32* a, const f32* panel, __m512 (&sum)[Rows][2]) {
-  __m512 even[Rows][2], odd[Rows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = _mm512_setzero_ps();
-#pragma GCC unroll 2
-  for (i64 k = 0; k < cpu::kGemmStep; k += 2) {
-    const __m512 even_left = _mm512_load_ps(panel + k * kPanel), even_right = _mm512_load_ps(panel + k * kPanel + 16);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const __m512 x = _mm512_set1_ps(a[r * cpu::kGemmBlock + k]);
-      even[r][0] = _mm512_fmadd_ps(x, even_left, even[r][0]);
-      even[r][1] = _mm512_fmadd_ps(x, even_right, even[r][1]);
-    }
-    const __m512 odd_left = _mm512_load_ps(panel + (k + 1) * kPanel);
-    const __m512 odd_right = _mm512_load_ps(panel + (k + 1) * kPanel + 16);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const __m512 x = _mm512_set1_ps(a[r * cpu::kGemmBlock + k + 1]);
-      odd[r][0] = _mm512_fmadd_ps(x, odd_left, odd[r][0]);
-      odd[r][1] = _mm512_fmadd_ps(x, odd_right, odd[r][1]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    sum[r][0] = _mm512_add_ps(even[r][0], odd[r][0]);
-    sum[r][1] = _mm512_add_ps(even[r][1], odd[r][1]);
-  }
-}
-
-// A chain over k < k_end of a block, a multiple of 8, for Rows x 32 results; 12 rows fill 24 registers. The next
-// rows come from the L2 cache: a sixteenth of them with each 8 k.
-template <int Rows>
-GLM5_INLINE void multiply_chain(const f32* a, const f32* panel, i64 k_end, __m512 (&chain)[Rows][2]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r) chain[r][0] = chain[r][1] = _mm512_setzero_ps();
-#pragma GCC unroll 1
-  for (i64 k = 0; k < k_end; k += 8) {
-    const f32* next = a + Rows * (cpu::kGemmBlock + k);
-#pragma GCC unroll 16
-    for (int line = 0; line < (Rows + 1) / 2; ++line)
-      _mm_prefetch(reinterpret_cast<const char*>(next + line * 16), _MM_HINT_T0);
-#pragma GCC unroll 8
-    for (i64 i = 0; i < 8; ++i) {
-      const __m512 left = _mm512_load_ps(panel + (k + i) * kPanel);
-      const __m512 right = _mm512_load_ps(panel + (k + i) * kPanel + 16);
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        const __m512 x = _mm512_set1_ps(a[r * cpu::kGemmBlock + k + i]);
-        chain[r][0] = _mm512_fmadd_ps(x, left, chain[r][0]);
-        chain[r][1] = _mm512_fmadd_ps(x, right, chain[r][1]);
-      }
-    }
-  }
-}
+  GLM5_INLINE static F32 zero() { return _mm512_setzero_ps(); }
+  GLM5_INLINE static F32 broadcast(const f32& x) { return _mm512_set1_ps(x); }
+  GLM5_INLINE static F32 load(const f32* aligned) { return _mm512_load_ps(aligned); }
+  GLM5_INLINE static void store(f32* aligned, F32 x) { _mm512_store_ps(aligned, x); }
+  GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm512_fmadd_ps(x, y, sum); }
+};
 
 }  // namespace glm5::avx512

@@ -1,52 +1,106 @@
-// What the CPU kernels of fp8_gemm and gemm share: the sizes of their tiles and the layout of their workspace.
+// What the CPU kernels of fp8_gemm and gemm share: how a product is cut into items, and the layout of their workspace.
 //
-// m is taken in chunks. A chunk's rows of a are first brought into the form that the inner loops read ("packed"), once;
-// then every item, a tile of columns for a block of the chunk's rows, walks along k. All numbers are those of the
-// loops, not of the result: the summation tree knows none of them but the 128 of a block.
+// An item is a tile of out. It walks along k, 128 at a time, brings a block of its rows of a into the form that the
+// inner loops read, into the thread's own L2 cache, and uses it for all its columns. With few rows (and with AMX, where
+// that form is dear) a is packed beforehand, once for all items. All numbers here are those of the loops, not of the
+// result: the summation tree knows none of them but the 128 of a block and the 32 of a step.
 #pragma once
 
 #include "core/tensor.h"
 
 namespace glm5::cpu {
 
-constexpr i64 kGemmBlock = 128;       // k of a block
-constexpr i64 kGemmStep = 32;         // k of a step of the summation tree
-constexpr i64 kGemmTile = 64;         // columns of an item: never two scale blocks
-constexpr i64 kGemmPackRows = 16;     // rows of an item of the packing phase
-constexpr i64 kGemmChunk = 1024;      // rows packed at once
-// Rows of an item. 256: a block of packed f32 (128 KiB) and the totals (64 KiB) stay in a 512 KiB L2 cache.
+constexpr i64 kGemmBlock = 128;  // k of a block
+constexpr i64 kGemmStep = 32;    // k of a step of the summation tree
+constexpr i64 kGemmTile = 64;    // columns of an item are a multiple; none of these has two scale blocks
+
+// The vector kernels' items: packed rows (128 KiB) and totals (256 KiB) stay in a 512 KiB L2 cache.
 constexpr i64 kGemmVectorRows = 256;
-// 1024: with AMX the work on a decoded block of b must be long enough to hide its decoding; L2 has 2 MiB there.
+constexpr i64 kGemmVectorColumns = 256;
+// Below this many rows an item finishes one panel of columns for all k before it takes the next, so that few streams of
+// b are open at a time; from it on the rows are too many to be read so often.
+constexpr i64 kGemmFewRows = 32;
+
+// AMX: the work on a decoded block of b must be long enough to hide its decoding; L2 has 2 MiB there.
 constexpr i64 kGemmTileRows = 1024;
+constexpr i64 kGemmTileColumns = 64;
+constexpr i64 kGemmPackRows = 16;  // rows of an item of its packing phase
 
-GLM5_INLINE i64 gemm_item_rows(bool with_amx) { return with_amx ? kGemmTileRows : kGemmVectorRows; }
+// Products of a batch that are packed at a time: so many that their a stays in the caches.
+constexpr i64 kGemmPackedBytes = 4 << 20;
 
-// A thread's scratch: totals, a decoded block of b, and small change.
-constexpr i64 kGemmTotalBytes = kGemmTileRows * kGemmTile * 4;
+// A thread's scratch: totals, a decoded block of b, a block of rows or (AMX) what waits for the totals, small change.
+constexpr i64 kGemmTotalBytes = larger(kGemmVectorRows * kGemmVectorColumns, kGemmTileRows * kGemmTileColumns) * 4;
 constexpr i64 kGemmPanelBytes = kGemmTile * kGemmBlock * 4;
-constexpr i64 kGemmStageBytes = 32 * 1024;
-constexpr i64 kGemmScratchBytes = kGemmTotalBytes + kGemmPanelBytes + kGemmStageBytes;
+constexpr i64 kGemmRowBytes = (kGemmVectorRows + 16) * kGemmBlock * 4;  // 16: the last rows' prefetches look ahead
+constexpr i64 kGemmStageBytes = 8 * 1024;
+constexpr i64 kGemmScratchBytes = kGemmTotalBytes + kGemmPanelBytes + kGemmRowBytes + kGemmStageBytes;
 
-// Elements of one packed row; the longest form is f32, rows come in tiles of 16.
-GLM5_INLINE i64 gemm_padded_k(i64 k) { return round_up(k, kGemmBlock); }
-GLM5_INLINE i64 gemm_packed_bytes(i64 m, i64 k) {
-  return round_up(smaller(m, kGemmChunk), kGemmPackRows) * gemm_padded_k(k) * 4;
+// A part of a product: `rows` rows of `batches` matrices, from first_row and first_batch on.
+struct GemmPart {
+  i64 first_batch, batches;
+  i64 first_row, rows;
+  i64 n, k;
+  i64 item_rows, item_columns;
+  bool is_packed;  // a lies packed in the workspace
+  bool with_amx;
+
+  GLM5_INLINE i64 blocks() const { return ceil_div(k, kGemmBlock); }
+  GLM5_INLINE i64 items() const { return batches * ceil_div(rows, item_rows) * ceil_div(n, item_columns); }
+  // What is packed at a time: 16 rows, or with the vector kernels a block of all rows.
+  GLM5_INLINE i64 pack_items() const { return batches * (with_amx ? ceil_div(rows, kGemmPackRows) : blocks()); }
+  GLM5_INLINE i64 pack_item_values() const { return with_amx ? kGemmPackRows * k : rows * kGemmBlock; }
+  // Of one matrix, packed: pairs of bf16 in tiles of 16 rows, or f32.
+  GLM5_INLINE i64 packed_bytes() const {
+    return blocks() * kGemmBlock * (with_amx ? 2 * round_up(rows, kGemmPackRows) : 4 * rows);
+  }
+};
+
+// What an implementation gets.
+template <class Args>
+struct GemmTask {
+  Args args;
+  GemmPart part;
+};
+
+// The first part of a product; the others are like it.
+GLM5_INLINE GemmPart gemm_part(i64 batches, i64 m, i64 n, i64 k, bool with_amx, i64 threads) {
+  GemmPart part{0, batches, 0, m, n, k, m, kGemmTileColumns, true, with_amx};
+  if (with_amx) {
+    part.rows = part.item_rows = smaller(m, kGemmTileRows);
+  } else if (m >= kGemmFewRows) {
+    part.is_packed = false;
+    // Even blocks of rows; 12 is a multiple of the rows that any inner loop takes at once.
+    const i64 row_blocks = ceil_div(m, kGemmVectorRows);
+    part.item_rows = smaller(kGemmVectorRows, round_up(ceil_div(m, row_blocks), 12));
+    // Wide items bring a in seldom, but four of them should be there for every thread.
+    const i64 wanted = ceil_div(4 * threads, batches * row_blocks) * kGemmTile;
+    part.item_columns = smaller(kGemmVectorColumns, larger(kGemmTile, n / wanted * kGemmTile));
+  }
+  if (part.is_packed) part.batches = smaller(batches, larger(1, kGemmPackedBytes / larger(1, part.packed_bytes())));
+  return part;
 }
+
 // 64 more: the workspace is aligned to a cache line inside.
-GLM5_INLINE i64 gemm_workspace_size(i64 m, i64 k, i64 threads) {
-  return gemm_packed_bytes(m, k) + threads * kGemmScratchBytes + 64;
+GLM5_INLINE i64 gemm_packed_bytes(const GemmPart& part) {
+  return part.is_packed ? round_up(part.batches * part.packed_bytes(), 64) : 0;
+}
+GLM5_INLINE i64 gemm_workspace_size(const GemmPart& part, i64 threads) {
+  return gemm_packed_bytes(part) + threads * kGemmScratchBytes + 64;
 }
 
-// Where an item lies: tiles of columns follow one another for the same rows, which stay in the caches.
+// Where an item lies: tiles of columns follow one another for the same rows.
 struct GemmItem {
-  i64 first_row, rows, first_column, columns;
+  i64 batch, first_row, rows, first_column, columns;
 
-  GLM5_INLINE GemmItem(i64 item, i64 m, i64 n, i64 item_rows) {
-    const i64 tiles = ceil_div(n, kGemmTile);
-    first_row = item / tiles * item_rows;
-    rows = smaller(item_rows, m - first_row);
-    first_column = item % tiles * kGemmTile;
-    columns = smaller(kGemmTile, n - first_column);
+  GLM5_INLINE GemmItem(const GemmPart& part, i64 item) {
+    const i64 tiles = ceil_div(part.n, part.item_columns), row_blocks = ceil_div(part.rows, part.item_rows);
+    const i64 row = item / tiles % row_blocks * part.item_rows;
+    batch = part.first_batch + item / tiles / row_blocks;
+    first_row = part.first_row + row;
+    rows = smaller(part.item_rows, part.rows - row);
+    first_column = item % tiles * part.item_columns;
+    columns = smaller(part.item_columns, part.n - first_column);
   }
 };
 
@@ -55,30 +109,62 @@ struct GemmWorkspace {
   u8* packed;
   f32* totals;
   f32* panel;  // the decoded block of b
+  f32* rows;   // a block of rows
   u8* stage;
 
-  GLM5_INLINE GemmWorkspace(const Tensor<u8, 1>& workspace, i64 m, i64 k, i64 thread) {
+  GLM5_INLINE GemmWorkspace(const Tensor<u8, 1>& workspace, const GemmPart& part, i64 thread) {
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
     packed = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address));
-    u8* own = packed + gemm_packed_bytes(m, k) + thread * kGemmScratchBytes;
+    u8* own = packed + gemm_packed_bytes(part) + thread * kGemmScratchBytes;
     totals = reinterpret_cast<f32*>(own);
     panel = reinterpret_cast<f32*>(own + kGemmTotalBytes);
-    stage = own + kGemmTotalBytes + kGemmPanelBytes;
+    rows = reinterpret_cast<f32*>(own + kGemmTotalBytes + kGemmPanelBytes);
+    stage = own + kGemmTotalBytes + kGemmPanelBytes + kGemmRowBytes;
+  }
+  GLM5_INLINE u8* packed_of(const GemmPart& part, i64 batch) const {
+    return packed + (batch - part.first_batch) * part.packed_bytes();
   }
 };
 
-// The rows of a chunk as the vector kernels pack them: [block of rows][block of k][row][128], so that what a pair of
-// blocks needs lies together.
-struct PackedRows {
-  f32* data;
-  i64 rows, padded_k;
+// ---- How every kernel but AMX's walks through its items ----
+//
+// A Kernel knows how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k), how to multiply them with a
+// panel of columns (multiply_panel), and where the totals go (store). Totals: [panel][row][Kernel::kPanel].
 
-  GLM5_INLINE i64 rows_of_block(i64 first_row) const { return smaller(kGemmVectorRows, rows - first_row); }
-  // 128 values of a row; rows of the same block follow at a distance of 128.
-  GLM5_INLINE f32* at(i64 row, i64 k_block) const {
-    const i64 first = row / kGemmVectorRows * kGemmVectorRows;
-    return data + first * padded_k + (k_block * rows_of_block(first) + row - first) * kGemmBlock;
+template <class Kernel, class Args>
+GLM5_INLINE void multiply_item(const GemmTask<Args>& task, const GemmItem& item, const GemmWorkspace& workspace) {
+  const GemmPart& part = task.part;
+  const f32* packed = reinterpret_cast<const f32*>(workspace.packed_of(part, item.batch));
+  for (i64 i = 0; i < item.rows * round_up(item.columns, Kernel::kPanel); ++i) workspace.totals[i] = 0.0f;
+  const i64 width = part.is_packed ? Kernel::kPanel : item.columns;
+  for (i64 left = 0; left < item.columns; left += width) {
+    for (i64 block = 0; block < part.blocks(); ++block) {
+      const f32* a = part.is_packed ? packed + block * part.rows * kGemmBlock : workspace.rows;
+      if (!part.is_packed)
+        Kernel::pack(task.args, item.batch, item.first_row, item.rows, block, workspace.rows);
+      for (i64 j = left; j < smaller(left + width, item.columns); j += Kernel::kPanel)
+        Kernel::multiply_panel(task.args, item, block, a, j, workspace, workspace.totals + j * item.rows);
+    }
   }
-};
+  Kernel::store(task.args, item, workspace.totals);
+}
+
+template <class Kernel, class Args>
+GLM5_INLINE void multiply_items(const GemmTask<Args>& task, i64 begin, i64 end, i64 thread) {
+  const GemmWorkspace workspace(task.args.workspace, task.part, thread);
+  for (i64 i = begin; i < end; ++i) multiply_item<Kernel>(task, GemmItem(task.part, i), workspace);
+}
+
+// All rows of a part beforehand; an item is a block of one matrix.
+template <class Kernel, class Args>
+GLM5_INLINE void pack_items(const GemmTask<Args>& task, i64 begin, i64 end) {
+  const GemmPart& part = task.part;
+  const GemmWorkspace workspace(task.args.workspace, part, 0);
+  for (i64 i = begin; i < end; ++i) {
+    const i64 batch = part.first_batch + i / part.blocks(), block = i % part.blocks();
+    f32* packed = reinterpret_cast<f32*>(workspace.packed_of(part, batch));
+    Kernel::pack(task.args, batch, part.first_row, part.rows, block, packed + block * part.rows * kGemmBlock);
+  }
+}
 
 }  // namespace glm5::cpu

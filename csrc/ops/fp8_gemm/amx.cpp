@@ -125,19 +125,20 @@ GLM5_INLINE void store_item(const Fp8GemmArgs& args, const cpu::GemmItem& where,
   }
 }
 
-void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& where, const cpu::GemmWorkspace& workspace) {
-  const i64 k = args.a.shape[1];
+void multiply_item(const cpu::GemmTask<Fp8GemmArgs>& task, const cpu::GemmItem& where,
+                   const cpu::GemmWorkspace& workspace) {
+  const Fp8GemmArgs& args = task.args;
   Item item{};
   item.a = reinterpret_cast<const bf16*>(workspace.packed);
   item.row_tiles = ceil_div(where.rows, kTile);
   item.b = reinterpret_cast<bf16*>(workspace.panel);
   item.totals = workspace.totals;
-  item.parts = reinterpret_cast<f32*>(workspace.stage);
+  item.parts = workspace.rows;
   item.a_scales = item.parts + 8 * kTileF32;
   item.b_scales = item.a_scales + cpu::kGemmTileRows;
   for (i64 i = 0; i < kColumnTiles * item.row_tiles * kTileF32; i += 16)
     _mm512_store_ps(item.totals + i, _mm512_setzero_ps());
-  for (i64 g = 0; g < ceil_div(k, kFp8Group); ++g) {
+  for (i64 g = 0; g < task.part.blocks(); ++g) {
     load_b(args, where, g, item.b);
     load_scales(args, where, g, item);
     multiply_block(item, ceil_div(where.columns, kTile), g);
@@ -148,15 +149,15 @@ void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& where, const cp
     store_item<bf16>(args, where, item);
   }
 }
-static_assert((8 * kTileF32 + cpu::kGemmTileRows + cpu::kGemmTile) * 4 <= cpu::kGemmStageBytes);
-static_assert(cpu::kGemmChunk == cpu::kGemmTileRows, "an item has all rows of its chunk, as the packed pairs do");
+static_assert((8 * kTileF32 + cpu::kGemmTileRows + cpu::kGemmTile) * 4 <= cpu::kGemmRowBytes);
 
 }  // namespace
 
-void fp8_gemm_pack(const Fp8GemmArgs& args, i64 begin, i64 end, i64 thread) {
+void fp8_gemm_pack(const cpu::GemmTask<Fp8GemmArgs>& task, i64 begin, i64 end, i64) {
   const E4m3Decoder decoder;
-  const i64 m = args.a.shape[0], k = args.a.shape[1], row_tiles = ceil_div(m, kTile);
-  bf16* packed = reinterpret_cast<bf16*>(cpu::GemmWorkspace(args.workspace, m, k, thread).packed);
+  const cpu::GemmPart& part = task.part;
+  const i64 k = part.k, row_tiles = ceil_div(part.rows, kTile);
+  bf16* packed = reinterpret_cast<bf16*>(cpu::GemmWorkspace(task.args.workspace, part, 0).packed);
   for (i64 t = begin; t < end; ++t) {
     for (i64 first_k = 0; first_k < k; first_k += 64) {
       bf16* to = packed + (first_k / kFp8Group * row_tiles + t) * kColumnBf16 + first_k % kFp8Group / 32 * kTileBf16;
@@ -164,8 +165,9 @@ void fp8_gemm_pack(const Fp8GemmArgs& args, i64 begin, i64 end, i64 thread) {
 #pragma GCC unroll 1
       for (i64 i = 0; i < 16; ++i) {
         const i64 row = t * kTile + i;
-        const __mmask64 live = row < m ? avx512::first_of_64(k - first_k) : 0;
-        decoder.decode(_mm512_maskz_loadu_epi8(live, args.a.at(row < m ? row : 0, first_k)), first[i], second[i]);
+        const __mmask64 live = row < part.rows ? avx512::first_of_64(k - first_k) : 0;
+        const e4m3* from = task.args.a.at(part.first_row + (row < part.rows ? row : 0), first_k);
+        decoder.decode(_mm512_maskz_loadu_epi8(live, from), first[i], second[i]);
       }
       avx512::transpose_16x16(first);
       avx512::transpose_16x16(second);
@@ -183,12 +185,11 @@ void fp8_gemm_pack(const Fp8GemmArgs& args, i64 begin, i64 end, i64 thread) {
   }
 }
 
-void fp8_gemm_multiply(const Fp8GemmArgs& args, i64 begin, i64 end, i64 thread) {
+void fp8_gemm_multiply(const cpu::GemmTask<Fp8GemmArgs>& task, i64 begin, i64 end, i64 thread) {
   const cpu::FloatState before = cpu::use_default_floats();
-  const i64 m = args.a.shape[0], n = args.b.shape[0], k = args.a.shape[1];
-  const cpu::GemmWorkspace workspace(args.workspace, m, k, thread);
+  const cpu::GemmWorkspace workspace(task.args.workspace, task.part, thread);
   configure_tiles();
-  for (i64 i = begin; i < end; ++i) multiply_item(args, {i, m, n, cpu::kGemmTileRows}, workspace);
+  for (i64 i = begin; i < end; ++i) multiply_item(task, {task.part, i}, workspace);
   release_tiles();
   cpu::restore_floats(before);
 }

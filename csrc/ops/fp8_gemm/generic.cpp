@@ -21,74 +21,59 @@ f32 part_of(const f32* a, const f32* b) {
   return part;
 }
 
-// A block of one row as f32, padded with zeros.
-void decode(const e4m3* from, i64 values, f32* to) {
-  for (i64 k = 0; k < cpu::kGemmBlock; ++k) to[k] = k < values ? to_f32(from[k]) : 0.0f;
+// Group g of one row as f32, padded with zeros.
+void decode(const Tensor<const e4m3, 2>& from, i64 row, i64 g, f32* to) {
+  const i64 values = from.shape[1] - g * kFp8Group;
+  for (i64 k = 0; k < kFp8Group; ++k) to[k] = k < values ? to_f32(from.at(row, g * kFp8Group)[k]) : 0.0f;
 }
 
-template <class T>
-void store(T* out, f32 total, bool accumulate) {
-  const f32 sum = accumulate ? to_f32(*out) + total : total;
-  if constexpr (sizeof(T) == 4) {
-    *out = sum;
+void store_value(const FloatTensor<2>& out, i64 row, i64 column, f32 total, bool accumulate) {
+  if (out.dtype == Float::f32) {
+    f32* value = out.as<f32>().at(row, column);
+    *value = accumulate ? *value + total : total;
   } else {
-    *out = to_bf16(sum);
+    bf16* value = out.as<bf16>().at(row, column);
+    *value = to_bf16(accumulate ? to_f32(*value) + total : total);
   }
 }
 
-f32 b_scale(const Fp8GemmArgs& args, i64 column, i64 group) {
-  return *args.b_scales.at(args.b_scales_per_row ? column : column / kFp8Group, group);
-}
+struct Kernel {
+  static constexpr i64 kPanel = 1;
 
-void multiply_item(const Fp8GemmArgs& args, const cpu::GemmItem& item, const cpu::GemmWorkspace& workspace) {
-  const i64 m = args.a.shape[0], k = args.a.shape[1];
-  const cpu::PackedRows packed{reinterpret_cast<f32*>(workspace.packed), m, cpu::gemm_padded_k(k)};
-  for (i64 i = 0; i < item.rows * cpu::kGemmTile; ++i) workspace.totals[i] = 0.0f;
-  for (i64 g = 0; g < ceil_div(k, kFp8Group); ++g) {
-    for (i64 j = 0; j < item.columns; ++j) {
-      const i64 column = item.first_column + j;
-      decode(args.b.at(column, g * kFp8Group), smaller(kFp8Group, k - g * kFp8Group), workspace.panel);
-      const f32 column_scale = b_scale(args, column, g);
-      for (i64 i = 0; i < item.rows; ++i) {
-        const i64 row = item.first_row + i;
-        f32& total = workspace.totals[i * cpu::kGemmTile + j];
-        const f32 scale = *args.a_scales.at(row, g) * column_scale;
-        total = __builtin_fmaf(scale, part_of(packed.at(row, g), workspace.panel), total);
-      }
+  static void pack(const Fp8GemmArgs& args, i64, i64 row, i64 rows, i64 g, f32* to) {
+    for (i64 i = 0; i < rows; ++i) decode(args.a, row + i, g, to + i * kFp8Group);
+  }
+
+  static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a, i64 j,
+                             const cpu::GemmWorkspace& workspace, f32* totals) {
+    const i64 column = item.first_column + j;
+    const f32 column_scale = *args.b_scales.at(args.b_scales_per_row ? column : column / kFp8Group, g);
+    decode(args.b, column, g, workspace.panel);
+    for (i64 i = 0; i < item.rows; ++i) {
+      const f32 scale = *args.a_scales.at(item.first_row + i, g) * column_scale;
+      totals[i] = __builtin_fmaf(scale, part_of(a + i * kFp8Group, workspace.panel), totals[i]);
     }
   }
-  for (i64 i = 0; i < item.rows; ++i) {
+
+  static void store(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
     for (i64 j = 0; j < item.columns; ++j) {
-      const i64 row = item.first_row + i, column = item.first_column + j;
-      const f32 total = workspace.totals[i * cpu::kGemmTile + j];
-      if (args.out.dtype == Float::f32) {
-        store(args.out.as<f32>().at(row, column), total, args.accumulate);
-      } else {
-        store(args.out.as<bf16>().at(row, column), total, args.accumulate);
-      }
+      for (i64 i = 0; i < item.rows; ++i)
+        store_value(args.out, item.first_row + i, item.first_column + j, totals[j * item.rows + i], args.accumulate);
     }
   }
-}
+};
 
 }  // namespace
 
-void fp8_gemm_pack(const Fp8GemmArgs& args, i64 begin, i64 end, i64 thread) {
+void fp8_gemm_pack(const cpu::GemmTask<Fp8GemmArgs>& task, i64 begin, i64 end, i64) {
   const cpu::FloatState before = cpu::use_default_floats();
-  const i64 m = args.a.shape[0], k = args.a.shape[1];
-  const cpu::GemmWorkspace workspace(args.workspace, m, k, thread);
-  const cpu::PackedRows packed{reinterpret_cast<f32*>(workspace.packed), m, cpu::gemm_padded_k(k)};
-  for (i64 row = begin * cpu::kGemmPackRows; row < smaller(m, end * cpu::kGemmPackRows); ++row) {
-    for (i64 g = 0; g < ceil_div(k, kFp8Group); ++g)
-      decode(args.a.at(row, g * kFp8Group), smaller(kFp8Group, k - g * kFp8Group), packed.at(row, g));
-  }
+  cpu::pack_items<Kernel>(task, begin, end);
   cpu::restore_floats(before);
 }
 
-void fp8_gemm_multiply(const Fp8GemmArgs& args, i64 begin, i64 end, i64 thread) {
+void fp8_gemm_multiply(const cpu::GemmTask<Fp8GemmArgs>& task, i64 begin, i64 end, i64 thread) {
   const cpu::FloatState before = cpu::use_default_floats();
-  const i64 m = args.a.shape[0], n = args.b.shape[0], k = args.a.shape[1];
-  const cpu::GemmWorkspace workspace(args.workspace, m, k, thread);
-  for (i64 i = begin; i < end; ++i) multiply_item(args, {i, m, n, cpu::kGemmVectorRows}, workspace);
+  cpu::multiply_items<Kernel>(task, begin, end, thread);
   cpu::restore_floats(before);
 }
 

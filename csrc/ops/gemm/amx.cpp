@@ -57,7 +57,7 @@ void load_b(const GemmArgs& args, const cpu::GemmItem& where, i64 first_k, i64 s
     for (i64 s = 0; s < steps; ++s) {
       const i64 step_k = first_k + s * cpu::kGemmStep;
       __m512i x[16];
-      load_tile<false>(b.at(0, column, step_k), b.stride[1], b.stride[2], columns, k - step_k, x);
+      load_tile<false>(b.at(where.batch, column, step_k), b.stride[1], b.stride[2], columns, k - step_k, x);
       store_tile(to + c * kColumnBf16 + s * kTileBf16, x);
     }
   }
@@ -117,15 +117,17 @@ GLM5_INLINE void store_item(const GemmArgs& args, const cpu::GemmItem& where, co
   const Tensor<T, 3> out = args.out.as<T>();
   for (i64 t = 0; t < item.row_tiles; ++t) {
     for (i64 c = 0; c * kTile < where.columns; ++c)
-      store_result(out.at(0, where.first_row + t * kTile, where.first_column + c * kTile), out.stride[1],
+      store_result(out.at(where.batch, where.first_row + t * kTile, where.first_column + c * kTile), out.stride[1],
                    total_of(item, c, t), where.rows - t * kTile, where.columns - c * kTile, args.accumulate);
   }
 }
 
-void multiply_item(const GemmArgs& args, const cpu::GemmItem& where, const cpu::GemmWorkspace& workspace) {
-  const i64 k = args.a.shape[2];
-  const Item item{reinterpret_cast<const bf16*>(workspace.packed), ceil_div(where.rows, kTile),
-                  reinterpret_cast<bf16*>(workspace.panel), workspace.totals};
+void multiply_item(const cpu::GemmTask<GemmArgs>& task, const cpu::GemmItem& where,
+                   const cpu::GemmWorkspace& workspace) {
+  const GemmArgs& args = task.args;
+  const i64 k = task.part.k;
+  const Item item{reinterpret_cast<const bf16*>(workspace.packed_of(task.part, where.batch)),
+                  ceil_div(where.rows, kTile), reinterpret_cast<bf16*>(workspace.panel), workspace.totals};
   if (k == 0) {
     for (i64 i = 0; i < kColumnTiles * item.row_tiles * kTileF32; i += 16)
       _mm512_store_ps(item.totals + i, _mm512_setzero_ps());
@@ -142,30 +144,32 @@ void multiply_item(const GemmArgs& args, const cpu::GemmItem& where, const cpu::
   }
 }
 static_assert(kColumnTiles * kColumnBf16 * 2 <= cpu::kGemmPanelBytes);
-static_assert(cpu::kGemmChunk == cpu::kGemmTileRows, "an item has all rows of its chunk, as the packed pairs do");
 
 }  // namespace
 
-void gemm_pack(const GemmArgs& args, i64 begin, i64 end, i64 thread) {
-  const Tensor<const bf16, 3> a = args.a.as<const bf16>();
-  const i64 m = a.shape[1], k = a.shape[2], row_tiles = ceil_div(m, kTile);
-  bf16* packed = reinterpret_cast<bf16*>(cpu::GemmWorkspace(args.workspace, m, k, thread).packed);
-  for (i64 t = begin; t < end; ++t) {
-    for (i64 first_k = 0; first_k < k; first_k += cpu::kGemmStep) {
-      const i64 block = first_k / cpu::kGemmBlock, step = first_k % cpu::kGemmBlock / cpu::kGemmStep;
+void gemm_pack(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end, i64) {
+  const Tensor<const bf16, 3> a = task.args.a.as<const bf16>();
+  const cpu::GemmPart& part = task.part;
+  const cpu::GemmWorkspace workspace(task.args.workspace, part, 0);
+  const i64 row_tiles = ceil_div(part.rows, kTile);
+  for (i64 i = begin; i < end; ++i) {
+    const i64 batch = part.first_batch + i / row_tiles, t = i % row_tiles;
+    bf16* packed = reinterpret_cast<bf16*>(workspace.packed_of(part, batch));
+    for (i64 k = 0; k < part.k; k += cpu::kGemmStep) {
+      const i64 block = k / cpu::kGemmBlock, step = k % cpu::kGemmBlock / cpu::kGemmStep;
       __m512i x[16];
-      load_tile<true>(a.at(0, t * kTile, first_k), a.stride[1], a.stride[2], m - t * kTile, k - first_k, x);
+      load_tile<true>(a.at(batch, part.first_row + t * kTile, k), a.stride[1], a.stride[2], part.rows - t * kTile,
+                      part.k - k, x);
       store_tile(packed + (block * row_tiles + t) * kBlockBf16 + step * kTileBf16, x);
     }
   }
 }
 
-void gemm_multiply(const GemmArgs& args, i64 begin, i64 end, i64 thread) {
+void gemm_multiply(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end, i64 thread) {
   const cpu::FloatState before = cpu::use_flushing_floats();
-  const i64 m = args.a.shape[1], n = args.b.shape[1], k = args.a.shape[2];
-  const cpu::GemmWorkspace workspace(args.workspace, m, k, thread);
+  const cpu::GemmWorkspace workspace(task.args.workspace, task.part, thread);
   configure_tiles();
-  for (i64 i = begin; i < end; ++i) multiply_item(args, {i, m, n, cpu::kGemmTileRows}, workspace);
+  for (i64 i = begin; i < end; ++i) multiply_item(task, {task.part, i}, workspace);
   release_tiles();
   cpu::restore_floats(before);
 }

@@ -36,7 +36,7 @@ void bind_gemm(nb::module_& m) {
         return describe(gemm_sm90::choose_config(m, n, k, batch, {}, sms));
       },
       nb::arg("m"), nb::arg("n"), nb::arg("k"), nb::arg("batch") = 1, nb::arg("sms") = 132);
-  m.def("gemm_workspace_bytes", &gemm_workspace_bytes, nb::arg("m"), nb::arg("n"), nb::arg("k"));
+  m.def("gemm_workspace_bytes", &gemm_workspace_bytes, nb::arg("batch"), nb::arg("m"), nb::arg("n"), nb::arg("k"));
 }
 
 }  // namespace glm5

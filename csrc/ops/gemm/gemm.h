@@ -23,7 +23,7 @@ struct GemmArgs {
 };
 
 // Scratch of one call on the CPU; the CUDA kernels need none.
-i64 gemm_workspace_bytes(i64 m, i64 n, i64 k);
+i64 gemm_workspace_bytes(i64 batch, i64 m, i64 n, i64 k);
 
 void gemm_cpu(const GemmArgs&);
 void gemm_cuda(const GemmArgs&, void* stream);

@@ -7,17 +7,9 @@
 namespace glm5::generic {
 namespace {
 
-cpu::FloatState use_floats_of(const GemmArgs& args) {
-  return args.a.dtype == Float::f32 ? cpu::use_default_floats() : cpu::use_flushing_floats();
-}
-
-f32 load(const FloatTensor<3>& from, i64 row, i64 k) {
-  return from.dtype == Float::f32 ? *from.as<f32>().at(0, row, k) : to_f32(*from.as<bf16>().at(0, row, k));
-}
-
-// 128 k of a row from first_k on, padded with zeros.
-void load_block(const FloatTensor<3>& from, i64 row, i64 first_k, f32* to) {
-  for (i64 i = 0; i < cpu::kGemmBlock; ++i) to[i] = first_k + i < from.shape[2] ? load(from, row, first_k + i) : 0.0f;
+f32 load(const FloatTensor<3>& from, i64 batch, i64 row, i64 k) {
+  if (k >= from.shape[2]) return 0.0f;
+  return from.dtype == Float::f32 ? *from.as<f32>().at(batch, row, k) : to_f32(*from.as<bf16>().at(batch, row, k));
 }
 
 f32 add_steps(const f32* a, const f32* b, i64 k_end, f32 total) {
@@ -38,55 +30,54 @@ f32 add_part(const f32* a, const f32* b, i64 k_end, f32 total) {
   return total + part;
 }
 
-void store(const FloatTensor<3>& out, i64 row, i64 column, f32 total, bool accumulate) {
+void store_value(const FloatTensor<3>& out, i64 batch, i64 row, i64 column, f32 total, bool accumulate) {
   if (out.dtype == Float::f32) {
-    f32* value = out.as<f32>().at(0, row, column);
+    f32* value = out.as<f32>().at(batch, row, column);
     *value = accumulate ? *value + total : total;
   } else {
-    bf16* value = out.as<bf16>().at(0, row, column);
+    bf16* value = out.as<bf16>().at(batch, row, column);
     *value = to_bf16(accumulate ? to_f32(*value) + total : total);
   }
 }
 
-void multiply_item(const GemmArgs& args, const cpu::GemmItem& item, const cpu::GemmWorkspace& workspace) {
-  const i64 m = args.a.shape[1], k = args.a.shape[2];
-  const cpu::PackedRows packed{reinterpret_cast<f32*>(workspace.packed), m, cpu::gemm_padded_k(k)};
-  const auto add = args.a.dtype == Float::f32 ? add_part : add_steps;
-  for (i64 i = 0; i < item.rows * cpu::kGemmTile; ++i) workspace.totals[i] = 0.0f;
-  for (i64 block = 0; block < ceil_div(k, cpu::kGemmBlock); ++block) {
-    const i64 first_k = block * cpu::kGemmBlock, k_end = smaller(cpu::kGemmBlock, k - first_k);
-    for (i64 j = 0; j < item.columns; ++j) {
-      load_block(args.b, item.first_column + j, first_k, workspace.panel);
-      for (i64 i = 0; i < item.rows; ++i) {
-        f32& total = workspace.totals[i * cpu::kGemmTile + j];
-        total = add(packed.at(item.first_row + i, block), workspace.panel, k_end, total);
-      }
+struct Kernel {
+  static constexpr i64 kPanel = 1;
+
+  static void pack(const GemmArgs& args, i64 batch, i64 row, i64 rows, i64 block, f32* to) {
+    for (i64 i = 0; i < rows; ++i) {
+      for (i64 k = 0; k < cpu::kGemmBlock; ++k)
+        to[i * cpu::kGemmBlock + k] = load(args.a, batch, row + i, block * cpu::kGemmBlock + k);
     }
   }
-  for (i64 i = 0; i < item.rows; ++i) {
-    const f32* totals = workspace.totals + i * cpu::kGemmTile;
-    for (i64 j = 0; j < item.columns; ++j)
-      store(args.out, item.first_row + i, item.first_column + j, totals[j], args.accumulate);
+
+  static void multiply_panel(const GemmArgs& args, const cpu::GemmItem& item, i64 block, const f32* a, i64 j,
+                             const cpu::GemmWorkspace& workspace, f32* totals) {
+    const auto add = args.a.dtype == Float::f32 ? add_part : add_steps;
+    const i64 first_k = block * cpu::kGemmBlock, k_end = smaller(cpu::kGemmBlock, args.b.shape[2] - first_k);
+    for (i64 k = 0; k < cpu::kGemmBlock; ++k)
+      workspace.panel[k] = load(args.b, item.batch, item.first_column + j, first_k + k);
+    for (i64 i = 0; i < item.rows; ++i) totals[i] = add(a + i * cpu::kGemmBlock, workspace.panel, k_end, totals[i]);
   }
-}
+
+  static void store(const GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
+    for (i64 j = 0; j < item.columns; ++j) {
+      for (i64 i = 0; i < item.rows; ++i)
+        store_value(args.out, item.batch, item.first_row + i, item.first_column + j, totals[j * item.rows + i],
+                    args.accumulate);
+    }
+  }
+};
 
 }  // namespace
 
-void gemm_pack(const GemmArgs& args, i64 begin, i64 end, i64 thread) {
-  const i64 m = args.a.shape[1], k = args.a.shape[2];
-  const cpu::GemmWorkspace workspace(args.workspace, m, k, thread);
-  const cpu::PackedRows packed{reinterpret_cast<f32*>(workspace.packed), m, cpu::gemm_padded_k(k)};
-  for (i64 row = begin * cpu::kGemmPackRows; row < smaller(m, end * cpu::kGemmPackRows); ++row) {
-    for (i64 block = 0; block < ceil_div(k, cpu::kGemmBlock); ++block)
-      load_block(args.a, row, block * cpu::kGemmBlock, packed.at(row, block));
-  }
+void gemm_pack(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end, i64) {
+  cpu::pack_items<Kernel>(task, begin, end);
 }
 
-void gemm_multiply(const GemmArgs& args, i64 begin, i64 end, i64 thread) {
-  const cpu::FloatState before = use_floats_of(args);
-  const i64 m = args.a.shape[1], n = args.b.shape[1], k = args.a.shape[2];
-  const cpu::GemmWorkspace workspace(args.workspace, m, k, thread);
-  for (i64 i = begin; i < end; ++i) multiply_item(args, {i, m, n, cpu::kGemmVectorRows}, workspace);
+void gemm_multiply(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end, i64 thread) {
+  const bool in_f32 = task.args.a.dtype == Float::f32;
+  const cpu::FloatState before = in_f32 ? cpu::use_default_floats() : cpu::use_flushing_floats();
+  cpu::multiply_items<Kernel>(task, begin, end, thread);
   cpu::restore_floats(before);
 }
 

@@ -32,9 +32,9 @@ def _check(a: Tensor, b: Tensor) -> dict:
 
 def _launch(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
     (m, k), n = a.shape[-2:], b.shape[-2]
-    workspace = workspace_of(a, lambda: _native.gemm_workspace_bytes(m, n, k))
     if a.dim() == 2:
         a, b, out = a[None], b[None], out[None]
+    workspace = workspace_of(a, lambda: _native.gemm_workspace_bytes(len(a), m, n, k))
     _native.gemm(a, b, out, accumulate, workspace, stream_of(a))
 
 

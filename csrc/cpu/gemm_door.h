@@ -1,0 +1,61 @@
+// The CPU door of fp8_gemm and gemm: parts, phases, and the tables of their implementations.
+#pragma once
+
+#include "core/error.h"
+#include "cpu/gemm.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+
+namespace glm5::cpu {
+
+struct GemmSize {
+  i64 batches, m, n, k;
+  bool may_use_amx;
+};
+
+inline GemmPart first_part(const GemmSize& size) {
+  const bool with_amx = size.may_use_amx && current_isa() == Isa::amx;
+  return gemm_part(size.batches, size.m, size.n, size.k, with_amx, thread_count());
+}
+
+inline i64 gemm_workspace_bytes(const GemmSize& size) {
+  return gemm_workspace_size(first_part(size), thread_count());
+}
+
+// As run_best; entries for AMX stand first in a table, and are left out where they may not serve.
+template <class Task, int Entries>
+void run_phase(const Implementation<Task> (&table)[Entries], const Task& task, i64 items, i64 grain) {
+  Implementation<void> untyped[Entries];
+  int entries = 0;
+  for (const Implementation<Task>& entry : table) {
+    if (entry.isa != Isa::amx || task.part.with_amx)
+      untyped[entries++] = {entry.isa, reinterpret_cast<const void*>(entry.run)};
+  }
+  run_table(untyped, entries, &task, items, grain);
+}
+
+// Phase 1 brings a into the workspace, where the part wants it packed; phase 2 multiplies.
+template <class Args, int Packs, int Multiplies>
+void run_gemm(const char* op, const Implementation<GemmTask<Args>> (&pack)[Packs],
+              const Implementation<GemmTask<Args>> (&multiply)[Multiplies], const Args& args, const GemmSize& size) {
+  if (size.batches == 0 || size.m == 0 || size.n == 0) return;
+  const i64 needed = gemm_workspace_bytes(size);
+  require(args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", thread_count(),
+          " threads; got u8[", args.workspace.shape[0], "]");
+  const GemmPart first = first_part(size);
+  GemmTask<Args> task{args, first};
+  GemmPart& part = task.part;
+  for (; part.first_batch < size.batches; part.first_batch += first.batches) {
+    part.batches = smaller(first.batches, size.batches - part.first_batch);
+    for (part.first_row = 0; part.first_row < size.m; part.first_row += first.rows) {
+      part.rows = smaller(first.rows, size.m - part.first_row);
+      if (part.is_packed) {
+        const i64 grain = (i64{1} << 16) / larger(1, part.pack_item_values());
+        run_phase(pack, task, part.pack_items(), larger(1, grain));
+      }
+      run_phase(multiply, task, part.items(), 1);
+    }
+  }
+}
+
+}  // namespace glm5::cpu

@@ -1,0 +1,98 @@
+// The inner loops of matrix products, written once for every width of vectors: rows of 128 f32 against panels of two
+// vectors of columns. Lanes, given by cpu/avx2.h and cpu/avx512.h, says what a vector is. Everything has internal
+// linkage: each object has its own copy.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace glm5::cpu {
+
+// Brings the next rows into the L1 cache: `lines` lines from `next` on.
+template <int Lines>
+GLM5_INLINE void prefetch_lines(const f32* next) {
+#pragma GCC unroll 32
+  for (int line = 0; line < Lines; ++line) __builtin_prefetch(next + line * 16);
+}
+
+// Calls block(constant, i) for rows i .. i + constant, `Rows` at a time, then fewer.
+template <int Rows>
+struct RowCount {};
+template <int Rows, class Block>
+GLM5_INLINE void for_row_blocks(i64 rows, const Block& block, i64 i = 0) {
+  for (; i + Rows <= rows; i += Rows) block(RowCount<Rows>{}, i);
+  if constexpr (Rows > 1) for_row_blocks<(Rows > 6 ? 6 : Rows - 1)>(rows, block, i);
+}
+
+// How a panel of 128 k lies in memory. As f32: [k][columns]. As f16, which AVX2 widens when it loads: 16 columns, in
+// the order that its transposition leaves, [32 k][16 k: j][columns 0..7: j, j + 16; columns 8..15: j, j + 16].
+template <class Lanes, class T>
+struct Panel {
+  static constexpr i64 kColumns = 2 * Lanes::kCount;
+  static constexpr bool is_f32 = sizeof(T) == 4;
+  static constexpr i64 kRow = is_f32 ? kColumns : 32;         // from k to k + 1, inside 16
+  static constexpr i64 kUpper = is_f32 ? 16 * kColumns : 8;   // from k to k + 16
+  static constexpr i64 kRight = is_f32 ? Lanes::kCount : 16;  // from the left vector to the right one
+};
+
+// A step of the tree: sum = (chain over even k) + (chain over odd k), for Rows x 2 vectors. 12 of AVX2's 16 registers
+// hold chains when Rows is 3; two hold b and one a, so that ten loads feed twelve multiply-adds. AVX-512 takes 6.
+template <class Lanes, int Rows, class T>
+GLM5_INLINE void multiply_step(const f32* a, const T* panel, typename Lanes::F32 (&sum)[Rows][2]) {
+  using P = Panel<Lanes, T>;
+  typename Lanes::F32 even[Rows][2], odd[Rows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = Lanes::zero();
+#pragma GCC unroll 1
+  for (i64 upper = 0; upper < 2; ++upper) {
+#pragma GCC unroll 4
+    for (i64 j = 0; j < 16; j += 2) {
+      const T* b = panel + upper * P::kUpper + j * P::kRow;
+      const f32* x = a + upper * 16 + j;
+      const auto even_left = Lanes::load(b), even_right = Lanes::load(b + P::kRight);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const auto row = Lanes::broadcast(x[r * kGemmBlock]);
+        even[r][0] = Lanes::fma(row, even_left, even[r][0]);
+        even[r][1] = Lanes::fma(row, even_right, even[r][1]);
+      }
+      const auto odd_left = Lanes::load(b + P::kRow), odd_right = Lanes::load(b + P::kRow + P::kRight);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const auto row = Lanes::broadcast(x[r * kGemmBlock + 1]);
+        odd[r][0] = Lanes::fma(row, odd_left, odd[r][0]);
+        odd[r][1] = Lanes::fma(row, odd_right, odd[r][1]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    sum[r][0] = even[r][0] + odd[r][0];
+    sum[r][1] = even[r][1] + odd[r][1];
+  }
+}
+
+// A chain over k < k_end of a block, a multiple of 8, for Rows x 2 vectors; 6 rows fill 12 registers, 12 rows fill 24.
+// The next rows come from the L2 cache: a sixteenth of them with each 8 k.
+template <class Lanes, int Rows>
+GLM5_INLINE void multiply_chain(const f32* a, const f32* panel, i64 k_end, typename Lanes::F32 (&chain)[Rows][2]) {
+  constexpr i64 kCount = Lanes::kCount;
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) chain[r][0] = chain[r][1] = Lanes::zero();
+#pragma GCC unroll 1
+  for (i64 k = 0; k < k_end; k += 8) {
+    prefetch_lines<(Rows + 1) / 2>(a + Rows * (kGemmBlock + k));
+#pragma GCC unroll 8
+    for (i64 i = 0; i < 8; ++i) {
+      const auto left = Lanes::load(panel + (k + i) * 2 * kCount);
+      const auto right = Lanes::load(panel + (k + i) * 2 * kCount + kCount);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        const auto row = Lanes::broadcast(a[r * kGemmBlock + k + i]);
+        chain[r][0] = Lanes::fma(row, left, chain[r][0]);
+        chain[r][1] = Lanes::fma(row, right, chain[r][1]);
+      }
+    }
+  }
+}
+
+}  // namespace glm5::cpu

@@ -1,0 +1,145 @@
+// fp8_gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32; panel after panel
+// of b (two vectors of columns) is transposed as bytes and decoded into the L1 cache, and used for all rows of the item.
+// A Decoder, from avx2.cpp or avx512.cpp, decodes 16 columns of a panel.
+#pragma once
+
+#include "cpu/avx2.h"
+#include "cpu/float_environment.h"
+#include "cpu/gemm_vectors.h"
+#include "ops/fp8_gemm/fp8_gemm.h"
+
+namespace glm5::fp8_gemm_vectors {
+
+// Decoded b is 2^8 too small (avx2::f16_of_e4m3), and so is a before this factor: products come out right, since powers
+// of two do not round here.
+constexpr f32 kPackScale = 65536.0f;
+
+// Decodes a panel, zero beyond n and k.
+template <class Decoder>
+GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8* stage,
+                            typename Decoder::Value* panel) {
+  const i64 n = args.b.shape[0], k = args.b.shape[1], stride = args.b.stride[0];
+  const i64 first_k = g * kFp8Group, valid_k = smaller(kFp8Group, k - first_k);
+  // What comes four groups later: of the same columns, or of the next panel's.
+  const i64 over = first_k + 4 * kFp8Group - round_up(k, kFp8Group);
+  const i64 ahead = over < 0 ? 4 * kFp8Group : Decoder::kColumns * stride + over - first_k;
+#pragma GCC unroll 1
+  for (i64 left = 0; left < Decoder::kColumns; left += 16) {
+    const u8* columns = reinterpret_cast<const u8*>(args.b.at(first_column + left, first_k));
+    const i64 valid_columns = n - first_column - left;
+    if (valid_columns >= 16 && valid_k == kFp8Group) {
+      Decoder::decode(columns, stride, columns + ahead, panel + left);
+      continue;
+    }
+    for (i64 j = 0; j < 16; ++j) {
+      for (i64 i = 0; i < kFp8Group; ++i)
+        stage[j * kFp8Group + i] = j < valid_columns && i < valid_k ? columns[j * stride + i] : 0;
+    }
+    Decoder::decode(stage, kFp8Group, stage, panel + left);
+  }
+}
+
+// What a block's parts are multiplied with: the scales of its rows, at `stride`, and of the panel's columns.
+template <class Lanes>
+struct Scales {
+  const f32* rows;
+  i64 stride;
+  typename Lanes::F32 columns[2];
+};
+
+template <class Lanes>
+GLM5_INLINE Scales<Lanes> load_scales(const Fp8GemmArgs& args, i64 first_row, i64 first_column, i64 g) {
+  constexpr i64 kColumns = 2 * Lanes::kCount;
+  alignas(64) f32 scales[kColumns];
+  const i64 valid = smaller(kColumns, args.b.shape[0] - first_column);
+  for (i64 j = 0; j < kColumns; ++j) {
+    const i64 column = first_column + (j < valid ? j : 0);
+    scales[j] = *args.b_scales.at(args.b_scales_per_row ? column : column / kFp8Group, g);
+  }
+  return {args.a_scales.at(first_row, g), args.a_scales.stride[0],
+          {Lanes::load(scales), Lanes::load(scales + Lanes::kCount)}};
+}
+
+// total <- fma(scale, part(g), total) for Rows x 2 vectors.
+template <class Lanes, int Rows, class T>
+GLM5_INLINE void multiply_block(const f32* a, const T* panel, const Scales<Lanes>& scales, i64 row, f32* totals) {
+  typename Lanes::F32 part[Rows][2], step[Rows][2];
+  a += row * cpu::kGemmBlock;
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) part[r][0] = part[r][1] = Lanes::zero();
+#pragma GCC unroll 1
+  for (i64 k = 0; k < cpu::kGemmBlock; k += cpu::kGemmStep) {
+    // The next rows come from the L2 cache: a quarter of them with each step.
+    cpu::prefetch_lines<2 * Rows>(a + Rows * (cpu::kGemmBlock + k));
+    cpu::multiply_step<Lanes, Rows>(a + k, panel + k * 2 * Lanes::kCount, step);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      part[r][0] += step[r][0];
+      part[r][1] += step[r][1];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * Rows; ++i) {
+    f32* total = totals + 2 * row * Lanes::kCount + i * Lanes::kCount;
+    const auto scale = Lanes::broadcast(scales.rows[(row + i / 2) * scales.stride]) * scales.columns[i % 2];
+    Lanes::store(total, Lanes::fma(scale, part[i / 2][i % 2], Lanes::load(total)));
+  }
+}
+
+// All rows of an item against one panel.
+template <class Lanes, class T>
+static void add_panel(const f32* a, i64 rows, const T* panel, const Scales<Lanes>& scales, f32* totals) {
+  cpu::for_row_blocks<Lanes::kStepRows>(rows, [&]<int Rows>(cpu::RowCount<Rows>, i64 i) [[gnu::always_inline]] {
+    multiply_block<Lanes, Rows>(a, panel, scales, i, totals);
+  });
+}
+
+// As cpu::multiply_item wants it.
+template <class Lanes, class Decoder>
+struct Kernel {
+  static constexpr i64 kPanel = 2 * Lanes::kCount;
+  static_assert(Decoder::kColumns == kPanel);
+
+  GLM5_INLINE static void pack(const Fp8GemmArgs& args, i64, i64 row, i64 rows, i64 g, f32* to) {
+    const __m256 scale = _mm256_set1_ps(kPackScale);
+    const i64 valid = smaller(kFp8Group, args.a.shape[1] - g * kFp8Group);
+    for (i64 i = 0; i < rows; ++i, to += kFp8Group) {
+      alignas(16) u8 stage[kFp8Group];
+      const u8* values = reinterpret_cast<const u8*>(args.a.at(row + i, g * kFp8Group));
+      if (valid < kFp8Group) {
+        for (i64 k = 0; k < kFp8Group; ++k) stage[k] = k < valid ? values[k] : 0;
+        values = stage;
+      }
+      for (i64 k = 0; k < kFp8Group; k += 16) {
+        const avx2::TwoF32x8 x = avx2::decode_e4m3x16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + k)));
+        _mm256_store_ps(to + k, _mm256_mul_ps(x.low, scale));
+        _mm256_store_ps(to + k + 8, _mm256_mul_ps(x.high, scale));
+      }
+    }
+  }
+
+  GLM5_INLINE static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a,
+                                         i64 j, const cpu::GemmWorkspace& workspace, f32* totals) {
+    const i64 column = item.first_column + j;
+    const Scales<Lanes> scales = load_scales<Lanes>(args, item.first_row, column, g);
+    auto* panel = reinterpret_cast<typename Decoder::Value*>(workspace.panel);
+    load_panel<Decoder>(args, column, g, workspace.stage, panel);
+    if (item.rows < Decoder::kWideRows) {
+      add_panel<Lanes>(a, item.rows, panel, scales, totals);
+    } else {
+      add_panel<Lanes>(a, item.rows, Decoder::widen(panel), scales, totals);
+    }
+  }
+
+  GLM5_INLINE static void store(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
+    if (args.out.dtype == Float::f32) {
+      avx2::store_rows<kPanel>(args.out.as<f32>().at(item.first_row, item.first_column), args.out.stride[0], totals,
+                               item.rows, item.columns, args.accumulate);
+    } else {
+      avx2::store_rows<kPanel>(args.out.as<bf16>().at(item.first_row, item.first_column), args.out.stride[0], totals,
+                               item.rows, item.columns, args.accumulate);
+    }
+  }
+};
+
+}  // namespace glm5::fp8_gemm_vectors

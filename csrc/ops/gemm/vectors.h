@@ -1,0 +1,111 @@
+// gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32, then panel after panel
+// of b (two vectors of columns, transposed where b's unit stride runs along k) into the L1 cache, and uses each for all
+// its rows. bf16 follows the tree of AMX, an even and an odd chain for each result; f32 has one chain.
+#pragma once
+
+#include "cpu/avx2.h"
+#include "cpu/float_environment.h"
+#include "cpu/gemm_vectors.h"
+#include "ops/gemm/gemm.h"
+
+namespace glm5::gemm_vectors {
+
+// total += step, for Rows x 2 vectors and the steps of one block.
+template <class Lanes, int Rows>
+GLM5_INLINE void add_steps(const f32* a, const f32* panel, i64 k_end, f32* totals) {
+#pragma GCC unroll 1
+  for (i64 k = 0; k < k_end; k += cpu::kGemmStep) {
+    // The next rows come from the L2 cache: a quarter of them with each step.
+    cpu::prefetch_lines<2 * Rows>(a + Rows * (cpu::kGemmBlock + k));
+    typename Lanes::F32 step[Rows][2];
+    cpu::multiply_step<Lanes, Rows>(a + k, panel + k * 2 * Lanes::kCount, step);
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * Rows; ++i) {
+      f32* total = totals + i * Lanes::kCount;
+      Lanes::store(total, Lanes::load(total) + step[i / 2][i % 2]);
+    }
+  }
+}
+
+// total += part.
+template <class Lanes, int Rows>
+GLM5_INLINE void add_part(const f32* a, const f32* panel, i64 k_end, f32* totals) {
+  typename Lanes::F32 part[Rows][2];
+  cpu::multiply_chain<Lanes, Rows>(a, panel, round_up(k_end, 8), part);
+#pragma GCC unroll 32
+  for (int i = 0; i < 2 * Rows; ++i) {
+    f32* total = totals + i * Lanes::kCount;
+    Lanes::store(total, Lanes::load(total) + part[i / 2][i % 2]);
+  }
+}
+
+// All rows of an item against one panel.
+template <class Lanes, class T>
+static void add_panel(const f32* a, i64 rows, const f32* panel, i64 k_end, f32* totals) {
+  if constexpr (sizeof(T) == 4) {
+    cpu::for_row_blocks<Lanes::kChainRows>(rows, [&]<int Rows>(cpu::RowCount<Rows>, i64 i) [[gnu::always_inline]] {
+      add_part<Lanes, Rows>(a + i * cpu::kGemmBlock, panel, k_end, totals + i * 2 * Lanes::kCount);
+    });
+  } else {
+    cpu::for_row_blocks<Lanes::kStepRows>(rows, [&]<int Rows>(cpu::RowCount<Rows>, i64 i) [[gnu::always_inline]] {
+      add_steps<Lanes, Rows>(a + i * cpu::kGemmBlock, panel, k_end, totals + i * 2 * Lanes::kCount);
+    });
+  }
+}
+
+// For operands of type T, as cpu::multiply_item wants it.
+template <class Lanes, class T>
+struct Kernel {
+  static constexpr i64 kPanel = 2 * Lanes::kCount;
+
+  GLM5_INLINE static void pack(const GemmArgs& args, i64 batch, i64 row, i64 rows, i64 block, f32* to) {
+    const Tensor<const T, 3> a = args.a.as<const T>();
+    const i64 k = block * cpu::kGemmBlock, valid = smaller(cpu::kGemmBlock, a.shape[2] - k);
+    avx2::pack(to, cpu::kGemmBlock, a.at(batch, row, k), a.stride[1], a.stride[2], rows, valid, rows,
+               round_up(valid, cpu::kGemmStep), cpu::kGemmBlock * a.stride[2]);
+  }
+
+  GLM5_INLINE static void multiply_panel(const GemmArgs& args, const cpu::GemmItem& item, i64 block, const f32* a,
+                                         i64 j, const cpu::GemmWorkspace& workspace, f32* totals) {
+    const Tensor<const T, 3> b = args.b.as<const T>();
+    const i64 k = block * cpu::kGemmBlock, k_end = smaller(cpu::kGemmBlock, b.shape[2] - k);
+    // What comes next: of the same columns, or the columns beside them.
+    const i64 ahead = item.rows < cpu::kGemmFewRows ? cpu::kGemmBlock * b.stride[2] : kPanel * b.stride[1];
+    avx2::pack(workspace.panel, kPanel, b.at(item.batch, item.first_column + j, k), b.stride[2], b.stride[1], k_end,
+               smaller(kPanel, item.columns - j), round_up(k_end, cpu::kGemmStep), kPanel, ahead);
+    add_panel<Lanes, T>(a, item.rows, workspace.panel, k_end, totals);
+  }
+
+  GLM5_INLINE static void store(const GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
+    if (args.out.dtype == Float::f32) {
+      avx2::store_rows<kPanel>(args.out.as<f32>().at(item.batch, item.first_row, item.first_column),
+                               args.out.stride[1], totals, item.rows, item.columns, args.accumulate);
+    } else {
+      avx2::store_rows<kPanel>(args.out.as<bf16>().at(item.batch, item.first_row, item.first_column),
+                               args.out.stride[1], totals, item.rows, item.columns, args.accumulate);
+    }
+  }
+};
+
+template <class Lanes>
+GLM5_INLINE void pack(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end) {
+  if (task.args.a.dtype == Float::f32) {
+    cpu::pack_items<Kernel<Lanes, f32>>(task, begin, end);
+  } else {
+    cpu::pack_items<Kernel<Lanes, bf16>>(task, begin, end);
+  }
+}
+
+template <class Lanes>
+GLM5_INLINE void multiply(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end, i64 thread) {
+  const bool in_f32 = task.args.a.dtype == Float::f32;
+  const cpu::FloatState before = in_f32 ? cpu::use_default_floats() : cpu::use_flushing_floats();
+  if (in_f32) {
+    cpu::multiply_items<Kernel<Lanes, f32>>(task, begin, end, thread);
+  } else {
+    cpu::multiply_items<Kernel<Lanes, bf16>>(task, begin, end, thread);
+  }
+  cpu::restore_floats(before);
+}
+
+}  // namespace glm5::gemm_vectors
