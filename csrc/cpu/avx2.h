@@ -106,7 +106,11 @@ GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j
   if (j_stride == 1) {
     for (i64 i = 0; i < rows; ++i) {
       i64 j = 0;
-      for (; j + 8 <= columns; j += 8) _mm256_storeu_ps(to + i * to_stride + j, load_f32x8(from + i * i_stride + j));
+      for (; j + 8 <= columns; j += 8) {
+        const T* row = from + i * i_stride + j;
+        _mm256_storeu_ps(to + i * to_stride + j, load_f32x8(row));
+        _mm_prefetch(reinterpret_cast<const char*>(row + ahead), _MM_HINT_T0);
+      }
       for (; j < columns; ++j) to[i * to_stride + j] = to_f32(from[i * i_stride + j]);
     }
     return;

@@ -74,7 +74,7 @@ GLM5_INLINE GemmPart gemm_part(i64 batches, i64 m, i64 n, i64 k, bool with_amx, 
     const i64 row_blocks = ceil_div(m, kGemmVectorRows);
     part.item_rows = smaller(kGemmVectorRows, round_up(ceil_div(m, row_blocks), 12));
     // Wide items bring a in seldom, but four of them should be there for every thread.
-    const i64 wanted = ceil_div(4 * threads, batches * row_blocks) * kGemmTile;
+    const i64 wanted = ceil_div(threads == 1 ? 1 : 2 * threads, batches * row_blocks) * kGemmTile;
     part.item_columns = smaller(kGemmVectorColumns, larger(kGemmTile, n / wanted * kGemmTile));
   }
   if (part.is_packed) part.batches = smaller(batches, larger(1, kGemmPackedBytes / larger(1, part.packed_bytes())));
@@ -128,8 +128,23 @@ struct GemmWorkspace {
 
 // ---- How every kernel but AMX's walks through its items ----
 //
-// A Kernel knows how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k), how to multiply them with a
-// panel of columns (multiply_panel), and where the totals go (store). Totals: [panel][row][Kernel::kPanel].
+// A Kernel knows how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k) and where these are (rows_at),
+// how to multiply them with a panel of columns (multiply_panel), and where the totals go (store). Totals:
+// [panel][row][Kernel::kPanel].
+
+// `count` stretches of memory, `stride` bytes apart.
+struct Stretches {
+  const u8* data;
+  i64 bytes, stride, count;
+};
+
+// Asks for one of `shares` equal shares of them, into the L2 cache.
+GLM5_INLINE void prefetch_share(const Stretches& stretches, i64 share, i64 shares) {
+  for (i64 i = stretches.count * share / shares; i < stretches.count * (share + 1) / shares; ++i) {
+    for (i64 byte = 0; byte < stretches.bytes; byte += 64)
+      __builtin_prefetch(stretches.data + i * stretches.stride + byte, 0, 2);
+  }
+}
 
 template <class Kernel, class Args>
 GLM5_INLINE void multiply_item(const GemmTask<Args>& task, const GemmItem& item, const GemmWorkspace& workspace) {
@@ -142,8 +157,13 @@ GLM5_INLINE void multiply_item(const GemmTask<Args>& task, const GemmItem& item,
       const f32* a = part.is_packed ? packed + block * part.rows * kGemmBlock : workspace.rows;
       if (!part.is_packed)
         Kernel::pack(task.args, item.batch, item.first_row, item.rows, block, workspace.rows);
-      for (i64 j = left; j < smaller(left + width, item.columns); j += Kernel::kPanel)
+      for (i64 j = left; j < smaller(left + width, item.columns); j += Kernel::kPanel) {
+        // The next block of rows comes while this one is used. After the last: the next item has the same rows.
+        if (!part.is_packed)
+          prefetch_share(Kernel::rows_at(task.args, item, (block + 1) % part.blocks()), j / Kernel::kPanel,
+                         ceil_div(item.columns, Kernel::kPanel));
         Kernel::multiply_panel(task.args, item, block, a, j, workspace, workspace.totals + j * item.rows);
+      }
     }
   }
   Kernel::store(task.args, item, workspace.totals);

@@ -44,6 +44,8 @@ struct Kernel {
     for (i64 i = 0; i < rows; ++i) decode(args.a, row + i, g, to + i * kFp8Group);
   }
 
+  static cpu::Stretches rows_at(const Fp8GemmArgs&, const cpu::GemmItem&, i64) { return {}; }
+
   static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a, i64 j,
                              const cpu::GemmWorkspace& workspace, f32* totals) {
     const i64 column = item.first_column + j;

@@ -118,6 +118,11 @@ struct Kernel {
     }
   }
 
+  GLM5_INLINE static cpu::Stretches rows_at(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g) {
+    const i64 valid = smaller(kFp8Group, args.a.shape[1] - g * kFp8Group);
+    return {reinterpret_cast<const u8*>(args.a.at(item.first_row, g * kFp8Group)), valid, args.a.stride[0], item.rows};
+  }
+
   GLM5_INLINE static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a,
                                          i64 j, const cpu::GemmWorkspace& workspace, f32* totals) {
     const i64 column = item.first_column + j;

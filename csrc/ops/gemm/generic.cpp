@@ -50,6 +50,8 @@ struct Kernel {
     }
   }
 
+  static cpu::Stretches rows_at(const GemmArgs&, const cpu::GemmItem&, i64) { return {}; }
+
   static void multiply_panel(const GemmArgs& args, const cpu::GemmItem& item, i64 block, const f32* a, i64 j,
                              const cpu::GemmWorkspace& workspace, f32* totals) {
     const auto add = args.a.dtype == Float::f32 ? add_part : add_steps;

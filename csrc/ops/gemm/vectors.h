@@ -62,7 +62,15 @@ struct Kernel {
     const Tensor<const T, 3> a = args.a.as<const T>();
     const i64 k = block * cpu::kGemmBlock, valid = smaller(cpu::kGemmBlock, a.shape[2] - k);
     avx2::pack(to, cpu::kGemmBlock, a.at(batch, row, k), a.stride[1], a.stride[2], rows, valid, rows,
-               round_up(valid, cpu::kGemmStep), cpu::kGemmBlock * a.stride[2]);
+               round_up(valid, cpu::kGemmStep), 0);
+  }
+
+  GLM5_INLINE static cpu::Stretches rows_at(const GemmArgs& args, const cpu::GemmItem& item, i64 block) {
+    const Tensor<const T, 3> a = args.a.as<const T>();
+    const i64 k = block * cpu::kGemmBlock, valid = smaller(cpu::kGemmBlock, a.shape[2] - k), size = sizeof(T);
+    const u8* from = reinterpret_cast<const u8*>(a.at(item.batch, item.first_row, k));
+    if (a.stride[2] == 1) return {from, valid * size, a.stride[1] * size, item.rows};
+    return {from, item.rows * size, a.stride[2] * size, valid};
   }
 
   GLM5_INLINE static void multiply_panel(const GemmArgs& args, const cpu::GemmItem& item, i64 block, const f32* a,
