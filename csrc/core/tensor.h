@@ -51,6 +51,15 @@ struct FloatTensor {
   }
 };
 
+// One matrix of a batch.
+GLM5_INLINE FloatTensor<2> matrix_of(const FloatTensor<3>& tensor, i64 batch) {
+  const i64 bytes = tensor.dtype == Float::f32 ? 4 : 2;
+  return {static_cast<u8*>(tensor.data) + batch * tensor.stride[0] * bytes,
+          tensor.dtype,
+          {tensor.shape[1], tensor.shape[2]},
+          {tensor.stride[1], tensor.stride[2]}};
+}
+
 GLM5_INLINE constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 GLM5_INLINE constexpr i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
 GLM5_INLINE constexpr i64 smaller(i64 a, i64 b) { return a < b ? a : b; }

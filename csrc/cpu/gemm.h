@@ -6,7 +6,9 @@
 // result: the summation tree knows none of them but the 128 of a block and the 32 of a step.
 #pragma once
 
+#include "core/fp8.h"
 #include "core/tensor.h"
+#include "cpu/float_environment.h"
 
 namespace glm5::cpu {
 
@@ -128,9 +130,9 @@ struct GemmWorkspace {
 
 // ---- How every kernel but AMX's walks through its items ----
 //
-// A Kernel knows how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k) and where these are (rows_at),
-// how to multiply them with a panel of columns (multiply_panel), and where the totals go (store). Totals:
-// [panel][row][Kernel::kPanel].
+// A Kernel knows its floats (use_floats), how to bring rows of a to f32 (pack: `rows` rows x 128 k, zero beyond k) and
+// where these are (rows_at), how to multiply them with a panel of columns (multiply_panel), and where the totals go
+// (store). Totals: [panel][row][Kernel::kPanel].
 
 // `count` stretches of memory, `stride` bytes apart.
 struct Stretches {
@@ -146,44 +148,78 @@ GLM5_INLINE void prefetch_share(const Stretches& stretches, i64 share, i64 share
   }
 }
 
+// Columns from `left` to `right` for all k.
 template <class Kernel, class Args>
-GLM5_INLINE void multiply_item(const GemmTask<Args>& task, const GemmItem& item, const GemmWorkspace& workspace) {
+GLM5_INLINE void multiply_columns(const GemmTask<Args>& task, const GemmItem& item, const GemmWorkspace& workspace,
+                                  i64 left, i64 right) {
   const GemmPart& part = task.part;
-  const f32* packed = reinterpret_cast<const f32*>(workspace.packed_of(part, item.batch));
-  for (i64 i = 0; i < item.rows * round_up(item.columns, Kernel::kPanel); ++i) workspace.totals[i] = 0.0f;
-  const i64 width = part.is_packed ? Kernel::kPanel : item.columns;
-  for (i64 left = 0; left < item.columns; left += width) {
-    for (i64 block = 0; block < part.blocks(); ++block) {
-      const f32* a = part.is_packed ? packed + block * part.rows * kGemmBlock : workspace.rows;
-      if (!part.is_packed)
-        Kernel::pack(task.args, item.batch, item.first_row, item.rows, block, workspace.rows);
-      for (i64 j = left; j < smaller(left + width, item.columns); j += Kernel::kPanel) {
-        // The next block of rows comes while this one is used. After the last: the next item has the same rows.
-        if (!part.is_packed)
-          prefetch_share(Kernel::rows_at(task.args, item, (block + 1) % part.blocks()), j / Kernel::kPanel,
-                         ceil_div(item.columns, Kernel::kPanel));
-        Kernel::multiply_panel(task.args, item, block, a, j, workspace, workspace.totals + j * item.rows);
-      }
+  const f32* a = reinterpret_cast<const f32*>(workspace.packed_of(part, item.batch));
+  for (i64 block = 0; block < part.blocks(); ++block) {
+    Stretches next{};
+    if (!part.is_packed) {
+      Kernel::pack(task.args, item.batch, item.first_row, item.rows, block, workspace.rows);
+      a = workspace.rows;
+      // The next block comes while this one is used. After the last: the next item is likely to have the same rows.
+      next = Kernel::rows_at(task.args, item, (block + 1) % part.blocks());
     }
+    for (i64 j = left; j < right; j += Kernel::kPanel) {
+      prefetch_share(next, (j - left) / Kernel::kPanel, ceil_div(right - left, Kernel::kPanel));
+      Kernel::multiply_panel(task.args, item, block, a, j, workspace, workspace.totals + j * item.rows);
+    }
+    if (part.is_packed) a += part.rows * kGemmBlock;
   }
-  Kernel::store(task.args, item, workspace.totals);
 }
 
 template <class Kernel, class Args>
 GLM5_INLINE void multiply_items(const GemmTask<Args>& task, i64 begin, i64 end, i64 thread) {
+  const FloatState before = Kernel::use_floats();
   const GemmWorkspace workspace(task.args.workspace, task.part, thread);
-  for (i64 i = begin; i < end; ++i) multiply_item<Kernel>(task, GemmItem(task.part, i), workspace);
+  for (i64 i = begin; i < end; ++i) {
+    const GemmItem item(task.part, i);
+    for (i64 t = 0; t < item.rows * round_up(item.columns, Kernel::kPanel); ++t) workspace.totals[t] = 0.0f;
+    const i64 width = task.part.is_packed ? Kernel::kPanel : item.columns;
+    for (i64 left = 0; left < item.columns; left += width)
+      multiply_columns<Kernel>(task, item, workspace, left, smaller(left + width, item.columns));
+    Kernel::store(task.args, item, workspace.totals);
+  }
+  restore_floats(before);
 }
 
 // All rows of a part beforehand; an item is a block of one matrix.
 template <class Kernel, class Args>
 GLM5_INLINE void pack_items(const GemmTask<Args>& task, i64 begin, i64 end) {
+  const FloatState before = Kernel::use_floats();
   const GemmPart& part = task.part;
   const GemmWorkspace workspace(task.args.workspace, part, 0);
   for (i64 i = begin; i < end; ++i) {
     const i64 batch = part.first_batch + i / part.blocks(), block = i % part.blocks();
     f32* packed = reinterpret_cast<f32*>(workspace.packed_of(part, batch));
     Kernel::pack(task.args, batch, part.first_row, part.rows, block, packed + block * part.rows * kGemmBlock);
+  }
+  restore_floats(before);
+}
+
+// ---- The tree spelled out, for the generic kernels ----
+
+// A step: (chain over even k) + (chain over odd k).
+GLM5_INLINE f32 multiply_step(const f32* a, const f32* b) {
+  f32 even = 0.0f, odd = 0.0f;
+  for (i64 k = 0; k < kGemmStep; k += 2) {
+    even = __builtin_fmaf(a[k], b[k], even);
+    odd = __builtin_fmaf(a[k + 1], b[k + 1], odd);
+  }
+  return even + odd;
+}
+
+// out = total, or out + total, rounded to the type of out; `at` is its place.
+template <int Rank, class... Index>
+GLM5_INLINE void store_total(const FloatTensor<Rank>& out, f32 total, bool accumulate, Index... at) {
+  if (out.dtype == Float::f32) {
+    f32* value = out.template as<f32>().at(at...);
+    *value = accumulate ? *value + total : total;
+  } else {
+    bf16* value = out.template as<bf16>().at(at...);
+    *value = to_bf16(accumulate ? to_f32(*value) + total : total);
   }
 }
 

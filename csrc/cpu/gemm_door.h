@@ -22,22 +22,30 @@ inline i64 gemm_workspace_bytes(const GemmSize& size) {
   return gemm_workspace_size(first_part(size), thread_count());
 }
 
-// As run_best; entries for AMX stand first in a table, and are left out where they may not serve.
-template <class Task, int Entries>
-void run_phase(const Implementation<Task> (&table)[Entries], const Task& task, i64 items, i64 grain) {
+// The two phases of an instruction set; a table is ordered best first.
+template <class Args>
+struct GemmKernels {
+  using Run = void (*)(const GemmTask<Args>& task, i64 begin, i64 end, i64 thread);
+  Isa isa;
+  Run pack, multiply;
+};
+
+// AMX's kernels are left out where they may not serve.
+template <class Args, int Entries>
+void run_phase(const GemmKernels<Args> (&table)[Entries], typename GemmKernels<Args>::Run GemmKernels<Args>::*phase,
+               const GemmTask<Args>& task, i64 items, i64 grain) {
   Implementation<void> untyped[Entries];
   int entries = 0;
-  for (const Implementation<Task>& entry : table) {
-    if (entry.isa != Isa::amx || task.part.with_amx)
-      untyped[entries++] = {entry.isa, reinterpret_cast<const void*>(entry.run)};
+  for (const GemmKernels<Args>& kernels : table) {
+    if (kernels.isa != Isa::amx || task.part.with_amx)
+      untyped[entries++] = {kernels.isa, reinterpret_cast<const void*>(kernels.*phase)};
   }
   run_table(untyped, entries, &task, items, grain);
 }
 
 // Phase 1 brings a into the workspace, where the part wants it packed; phase 2 multiplies.
-template <class Args, int Packs, int Multiplies>
-void run_gemm(const char* op, const Implementation<GemmTask<Args>> (&pack)[Packs],
-              const Implementation<GemmTask<Args>> (&multiply)[Multiplies], const Args& args, const GemmSize& size) {
+template <class Args, int Entries>
+void run_gemm(const char* op, const GemmKernels<Args> (&table)[Entries], const Args& args, const GemmSize& size) {
   if (size.batches == 0 || size.m == 0 || size.n == 0) return;
   const i64 needed = gemm_workspace_bytes(size);
   require(args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", thread_count(),
@@ -51,9 +59,9 @@ void run_gemm(const char* op, const Implementation<GemmTask<Args>> (&pack)[Packs
       part.rows = smaller(first.rows, size.m - part.first_row);
       if (part.is_packed) {
         const i64 grain = (i64{1} << 16) / larger(1, part.pack_item_values());
-        run_phase(pack, task, part.pack_items(), larger(1, grain));
+        run_phase(table, &GemmKernels<Args>::pack, task, part.pack_items(), larger(1, grain));
       }
-      run_phase(multiply, task, part.items(), 1);
+      run_phase(table, &GemmKernels<Args>::multiply, task, part.items(), 1);
     }
   }
 }

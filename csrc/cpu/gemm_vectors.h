@@ -1,9 +1,86 @@
-// The inner loops of matrix products, written once for every width of vectors: rows of 128 f32 against panels of two
-// vectors of columns. Lanes, given by cpu/avx2.h and cpu/avx512.h, says what a vector is. Everything has internal
-// linkage: each object has its own copy.
+// Matrix products with vectors, written once for every width: what goes in and out, and the inner loops, rows of 128 f32
+// against panels of two vectors of columns. Lanes, given by cpu/avx2.h and cpu/avx512.h, says what a vector is.
+// Everything is inlined or static: each object has its own copy.
 #pragma once
 
+#include "cpu/avx2.h"
 #include "cpu/gemm.h"
+
+// ---- At the edges of a product AVX2 serves every width ----
+
+namespace glm5::avx2 {
+
+// to[i * to_stride + j] = from[i * i_stride + j * j_stride] as f32 for i < rows, j < columns, where i_stride or
+// j_stride is 1; zero for the other i < padded_rows, j < padded_columns. What is likely to be packed next lies `ahead`.
+template <class T>
+GLM5_INLINE void pack(f32* to, i64 to_stride, const T* from, i64 i_stride, i64 j_stride, i64 rows, i64 columns,
+                      i64 padded_rows, i64 padded_columns, i64 ahead) {
+  for (i64 i = 0; i < padded_rows; ++i) {
+    for (i64 j = i < rows ? columns : 0; j < padded_columns; ++j) to[i * to_stride + j] = 0.0f;
+  }
+  if (j_stride == 1) {
+    for (i64 i = 0; i < rows; ++i) {
+      i64 j = 0;
+      for (; j + 8 <= columns; j += 8) {
+        const T* row = from + i * i_stride + j;
+        _mm256_storeu_ps(to + i * to_stride + j, load_f32x8(row));
+        _mm_prefetch(reinterpret_cast<const char*>(row + ahead), _MM_HINT_T0);
+      }
+      for (; j < columns; ++j) to[i * to_stride + j] = to_f32(from[i * i_stride + j]);
+    }
+    return;
+  }
+  const i64 whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
+  for (i64 j = 0; j < whole_columns; j += 8) {
+    for (i64 i = 0; i < whole_rows; i += 8) {
+      __m256 x[8];
+#pragma GCC unroll 8
+      for (int c = 0; c < 8; ++c) {
+        const T* column = from + i + (j + c) * j_stride;
+        x[c] = load_f32x8(column);
+        _mm_prefetch(reinterpret_cast<const char*>(column + ahead), _MM_HINT_T0);
+      }
+      transpose_8x8(x);
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) _mm256_storeu_ps(to + (i + r) * to_stride + j, x[r]);
+    }
+  }
+  for (i64 i = 0; i < rows; ++i) {
+    for (i64 j = i < whole_rows ? whole_columns : 0; j < columns; ++j)
+      to[i * to_stride + j] = to_f32(from[i * i_stride + j * j_stride]);
+  }
+}
+
+// out = total, or out + total, rounded to the type of out.
+template <class T>
+GLM5_INLINE void store_row(T* out, const f32* total, i64 columns, bool accumulate) {
+  i64 j = 0;
+  for (; j + 8 <= columns; j += 8) {
+    __m256 sum = _mm256_loadu_ps(total + j);
+    if (accumulate) sum = _mm256_add_ps(load_f32x8(out + j), sum);
+    store_f32x8(out + j, sum);
+  }
+  for (; j < columns; ++j) store_scalar(out + j, accumulate ? to_f32(out[j]) + total[j] : total[j]);
+}
+
+// The same for an item's totals, which lie as [panel][row][Panel].
+template <i64 Panel, class T>
+GLM5_INLINE void store_item(const Tensor<T, 2>& out, const cpu::GemmItem& item, const f32* totals, bool accumulate) {
+  for (i64 i = 0; i < item.rows; ++i) {
+    for (i64 j = 0; j < item.columns; j += Panel)
+      store_row(out.at(item.first_row + i, item.first_column + j), totals + j * item.rows + i * Panel,
+                smaller(Panel, item.columns - j), accumulate);
+  }
+}
+template <i64 Panel>
+GLM5_INLINE void store_item(const FloatTensor<2>& out, const cpu::GemmItem& item, const f32* totals, bool accumulate) {
+  if (out.dtype == Float::f32) return store_item<Panel>(out.as<f32>(), item, totals, accumulate);
+  store_item<Panel>(out.as<bf16>(), item, totals, accumulate);
+}
+
+}  // namespace glm5::avx2
+
+// ---- Inner loops ----
 
 namespace glm5::cpu {
 

@@ -1,10 +1,9 @@
 // fp8_gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32; panel after panel
 // of b (two vectors of columns) is transposed as bytes and decoded into the L1 cache, and used for all rows of the item.
-// A Decoder, from avx2.cpp or avx512.cpp, decodes 16 columns of a panel.
+// A Decoder, from avx2.cpp or avx512.cpp, knows its vector of bytes and how 16 of them, k of 16 columns, become values
+// of a panel.
 #pragma once
 
-#include "cpu/avx2.h"
-#include "cpu/float_environment.h"
 #include "cpu/gemm_vectors.h"
 #include "ops/fp8_gemm/fp8_gemm.h"
 
@@ -13,6 +12,32 @@ namespace glm5::fp8_gemm_vectors {
 // Decoded b is 2^8 too small (avx2::f16_of_e4m3), and so is a before this factor: products come out right, since powers
 // of two do not round here.
 constexpr f32 kPackScale = 65536.0f;
+
+template <class Decoder>
+[[gnu::noinline]] static void decode_with_nan(const u8* columns, i64 stride, typename Decoder::Value* panel) {
+  for (i64 k = 0; k < cpu::kGemmBlock; k += Decoder::kBytes) {
+    typename Decoder::Bytes x[16];
+    for (int j = 0; j < 16; ++j) x[j] = Decoder::load(columns + j * stride + k);
+    Decoder::template decode<true>(x, panel + k * Decoder::kColumns);
+  }
+}
+
+// 16 columns x 128 k. NaN is rare: it is looked for on the way and decoded again where found.
+template <class Decoder>
+GLM5_INLINE void decode_columns(const u8* columns, i64 stride, const u8* later, typename Decoder::Value* panel) {
+  typename Decoder::Bytes largest = {};  // of the doubled bytes: 0xfe is NaN
+  for (i64 k = 0; k < cpu::kGemmBlock; k += Decoder::kBytes) {
+    typename Decoder::Bytes x[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) {
+      x[j] = Decoder::load(columns + j * stride + k);
+      largest = Decoder::larger_doubled(largest, x[j]);
+      if (k % 64 == 0) __builtin_prefetch(later + j * stride + k);
+    }
+    Decoder::template decode<false>(x, panel + k * Decoder::kColumns);
+  }
+  if (Decoder::has_nan(largest)) decode_with_nan<Decoder>(columns, stride, panel);
+}
 
 // Decodes a panel, zero beyond n and k.
 template <class Decoder>
@@ -28,14 +53,14 @@ GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8
     const u8* columns = reinterpret_cast<const u8*>(args.b.at(first_column + left, first_k));
     const i64 valid_columns = n - first_column - left;
     if (valid_columns >= 16 && valid_k == kFp8Group) {
-      Decoder::decode(columns, stride, columns + ahead, panel + left);
+      decode_columns<Decoder>(columns, stride, columns + ahead, panel + left);
       continue;
     }
     for (i64 j = 0; j < 16; ++j) {
       for (i64 i = 0; i < kFp8Group; ++i)
         stage[j * kFp8Group + i] = j < valid_columns && i < valid_k ? columns[j * stride + i] : 0;
     }
-    Decoder::decode(stage, kFp8Group, stage, panel + left);
+    decode_columns<Decoder>(stage, kFp8Group, stage, panel + left);
   }
 }
 
@@ -94,11 +119,13 @@ static void add_panel(const f32* a, i64 rows, const T* panel, const Scales<Lanes
   });
 }
 
-// As cpu::multiply_item wants it.
+// As cpu/gemm.h wants it.
 template <class Lanes, class Decoder>
 struct Kernel {
   static constexpr i64 kPanel = 2 * Lanes::kCount;
   static_assert(Decoder::kColumns == kPanel);
+
+  GLM5_INLINE static cpu::FloatState use_floats() { return cpu::use_default_floats(); }
 
   GLM5_INLINE static void pack(const Fp8GemmArgs& args, i64, i64 row, i64 rows, i64 g, f32* to) {
     const __m256 scale = _mm256_set1_ps(kPackScale);
@@ -137,13 +164,7 @@ struct Kernel {
   }
 
   GLM5_INLINE static void store(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
-    if (args.out.dtype == Float::f32) {
-      avx2::store_rows<kPanel>(args.out.as<f32>().at(item.first_row, item.first_column), args.out.stride[0], totals,
-                               item.rows, item.columns, args.accumulate);
-    } else {
-      avx2::store_rows<kPanel>(args.out.as<bf16>().at(item.first_row, item.first_column), args.out.stride[0], totals,
-                               item.rows, item.columns, args.accumulate);
-    }
+    avx2::store_item<kPanel>(args.out, item, totals, args.accumulate);
   }
 };
 

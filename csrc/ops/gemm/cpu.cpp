@@ -26,20 +26,14 @@ void gemm_multiply(const GemmTask&, i64 begin, i64 end, i64 thread);
 
 namespace {
 
-constexpr cpu::Implementation<GemmTask> kPack[] = {
+// AVX-512 reads what AVX2 packs.
+constexpr cpu::GemmKernels<GemmArgs> kKernels[] = {
 #if defined(__x86_64__)
-    {cpu::Isa::amx, amx::gemm_pack},
-    {cpu::Isa::avx2, avx2::gemm_pack},
+    {cpu::Isa::amx, amx::gemm_pack, amx::gemm_multiply},
+    {cpu::Isa::avx512, avx2::gemm_pack, avx512::gemm_multiply},
+    {cpu::Isa::avx2, avx2::gemm_pack, avx2::gemm_multiply},
 #endif
-    {cpu::Isa::generic, generic::gemm_pack},
-};
-constexpr cpu::Implementation<GemmTask> kMultiply[] = {
-#if defined(__x86_64__)
-    {cpu::Isa::amx, amx::gemm_multiply},
-    {cpu::Isa::avx512, avx512::gemm_multiply},
-    {cpu::Isa::avx2, avx2::gemm_multiply},
-#endif
-    {cpu::Isa::generic, generic::gemm_multiply},
+    {cpu::Isa::generic, generic::gemm_pack, generic::gemm_multiply},
 };
 
 }  // namespace
@@ -64,7 +58,7 @@ void gemm_cpu(const GemmArgs& given) {
   require(args.b.stride[1] == 1 || args.b.stride[2] == 1,
           "gemm: b must have unit stride along n or k; got strides ", args.b.stride[1], " and ", args.b.stride[2]);
   const bool may_use_amx = args.a.dtype != Float::f32;  // it has no f32
-  cpu::run_gemm("gemm", kPack, kMultiply, args, {batch, m, n, k, may_use_amx});
+  cpu::run_gemm("gemm", kKernels, args, {batch, m, n, k, may_use_amx});
 }
 
 }  // namespace glm5

@@ -3,8 +3,6 @@
 // its rows. bf16 follows the tree of AMX, an even and an odd chain for each result; f32 has one chain.
 #pragma once
 
-#include "cpu/avx2.h"
-#include "cpu/float_environment.h"
 #include "cpu/gemm_vectors.h"
 #include "ops/gemm/gemm.h"
 
@@ -53,10 +51,14 @@ static void add_panel(const f32* a, i64 rows, const f32* panel, i64 k_end, f32* 
   }
 }
 
-// For operands of type T, as cpu::multiply_item wants it.
+// For operands of type T, as cpu/gemm.h wants it.
 template <class Lanes, class T>
 struct Kernel {
   static constexpr i64 kPanel = 2 * Lanes::kCount;
+
+  GLM5_INLINE static cpu::FloatState use_floats() {
+    return sizeof(T) == 4 ? cpu::use_default_floats() : cpu::use_flushing_floats();
+  }
 
   GLM5_INLINE static void pack(const GemmArgs& args, i64 batch, i64 row, i64 rows, i64 block, f32* to) {
     const Tensor<const T, 3> a = args.a.as<const T>();
@@ -85,35 +87,20 @@ struct Kernel {
   }
 
   GLM5_INLINE static void store(const GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
-    if (args.out.dtype == Float::f32) {
-      avx2::store_rows<kPanel>(args.out.as<f32>().at(item.batch, item.first_row, item.first_column),
-                               args.out.stride[1], totals, item.rows, item.columns, args.accumulate);
-    } else {
-      avx2::store_rows<kPanel>(args.out.as<bf16>().at(item.batch, item.first_row, item.first_column),
-                               args.out.stride[1], totals, item.rows, item.columns, args.accumulate);
-    }
+    avx2::store_item<kPanel>(matrix_of(args.out, item.batch), item, totals, args.accumulate);
   }
 };
 
 template <class Lanes>
 GLM5_INLINE void pack(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end) {
-  if (task.args.a.dtype == Float::f32) {
-    cpu::pack_items<Kernel<Lanes, f32>>(task, begin, end);
-  } else {
-    cpu::pack_items<Kernel<Lanes, bf16>>(task, begin, end);
-  }
+  if (task.args.a.dtype == Float::f32) return cpu::pack_items<Kernel<Lanes, f32>>(task, begin, end);
+  cpu::pack_items<Kernel<Lanes, bf16>>(task, begin, end);
 }
 
 template <class Lanes>
 GLM5_INLINE void multiply(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 end, i64 thread) {
-  const bool in_f32 = task.args.a.dtype == Float::f32;
-  const cpu::FloatState before = in_f32 ? cpu::use_default_floats() : cpu::use_flushing_floats();
-  if (in_f32) {
-    cpu::multiply_items<Kernel<Lanes, f32>>(task, begin, end, thread);
-  } else {
-    cpu::multiply_items<Kernel<Lanes, bf16>>(task, begin, end, thread);
-  }
-  cpu::restore_floats(before);
+  if (task.args.a.dtype == Float::f32) return cpu::multiply_items<Kernel<Lanes, f32>>(task, begin, end, thread);
+  cpu::multiply_items<Kernel<Lanes, bf16>>(task, begin, end, thread);
 }
 
 }  // namespace glm5::gemm_vectors
