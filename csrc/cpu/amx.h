@@ -1,4 +1,4 @@
-// The AMX toolbox: the tile configuration, e4m3 to bf16, tiles of pairs, and the products of tiles.
+// The AMX toolbox: the tile configuration, result tiles, and e4m3 to bf16.
 //
 // TDPBF16PS multiplies a tile of rows (16 rows x 32 k) with a tile of pairs (16 pairs of k x 16 columns). Here b, the
 // weights, are the rows: as they lie in memory, so that decoding them is all that they need. a is brought into pairs,
@@ -8,15 +8,12 @@
 #pragma once
 
 #include "cpu/avx512.h"
-#include "cpu/gemm.h"
 
 namespace glm5::amx {
 
 constexpr i64 kTile = 16;         // rows and columns of a result
-constexpr i64 kTileBytes = 1024;
 constexpr i64 kTileBf16 = 512;    // elements of an operand tile
 constexpr i64 kTileF32 = 256;     // elements of a result tile
-constexpr i64 kSteps = cpu::kGemmBlock / cpu::kGemmStep;
 
 // The tile instructions of gcc 12 do not say that they touch memory.
 GLM5_INLINE void memory_barrier() { __asm__ volatile("" : : : "memory"); }
@@ -49,49 +46,19 @@ GLM5_INLINE void zero_results() {
   _tile_zero(3);
 }
 // Four result tiles, one after another.
-GLM5_INLINE void load_results(const f32* results, i64 distance) {
+GLM5_INLINE void load_results(const f32* results) {
   memory_barrier();
   _tile_loadd(0, results, 64);
-  _tile_loadd(1, results + distance, 64);
-  _tile_loadd(2, results + 2 * distance, 64);
-  _tile_loadd(3, results + 3 * distance, 64);
+  _tile_loadd(1, results + kTileF32, 64);
+  _tile_loadd(2, results + 2 * kTileF32, 64);
+  _tile_loadd(3, results + 3 * kTileF32, 64);
 }
-GLM5_INLINE void store_results(f32* results, i64 distance) {
+GLM5_INLINE void store_results(f32* results) {
   _tile_stored(0, results, 64);
-  _tile_stored(1, results + distance, 64);
-  _tile_stored(2, results + 2 * distance, 64);
-  _tile_stored(3, results + 3 * distance, 64);
+  _tile_stored(1, results + kTileF32, 64);
+  _tile_stored(2, results + 2 * kTileF32, 64);
+  _tile_stored(3, results + 3 * kTileF32, 64);
   memory_barrier();
-}
-
-// Results 0..3 += (b0, a0), (b0, a1), (b1, a0), (b1, a1); the tiles of consecutive steps lie together.
-GLM5_INLINE void multiply_2x2(const bf16* b0, const bf16* b1, const bf16* a0, const bf16* a1, i64 steps) {
-  memory_barrier();
-  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
-    _tile_loadd(4, b0 + s, 64);
-    _tile_loadd(6, a0 + s, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, a1 + s, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, b1 + s, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-// Results 0..3 += (b0, a), (b1, a), (b2, a), (b3, a), where the b are `distance` apart.
-GLM5_INLINE void multiply_4x1(const bf16* b, i64 distance, const bf16* a, i64 steps) {
-  memory_barrier();
-  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
-    _tile_loadd(6, a + s, 64);
-    _tile_loadd(4, b + s, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, b + distance + s, 64);
-    _tile_dpbf16ps(1, 5, 6);
-    _tile_loadd(4, b + 2 * distance + s, 64);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(5, b + 3 * distance + s, 64);
-    _tile_dpbf16ps(3, 5, 6);
-  }
 }
 
 // ---- e4m3 to bf16 by table: its upper and lower byte for each magnitude ----
@@ -139,24 +106,5 @@ struct E4m3Decoder {
     second = _mm512_unpackhi_epi8(lower, upper);
   }
 };
-
-// ---- Result tiles to rows of out ----
-
-// out[i][j] for 16 rows and columns of one result tile; those that exist.
-template <class T>
-GLM5_INLINE void store_result(T* out, i64 out_stride, const f32* result, i64 rows, i64 columns, bool accumulate) {
-  __m512i x[16];
-#pragma GCC unroll 16
-  for (int j = 0; j < 16; ++j) x[j] = _mm512_load_si512(result + j * kTile);
-  avx512::transpose_16x16(x);
-  const __mmask16 live = avx512::first_of_16(columns);
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    if (i >= rows) break;
-    __m512 sum = _mm512_castsi512_ps(x[i]);
-    if (accumulate) sum = _mm512_add_ps(avx512::load_f32x16(out + i * out_stride, live), sum);
-    avx512::store_f32x16(out + i * out_stride, sum, live);
-  }
-}
 
 }  // namespace glm5::amx

@@ -23,20 +23,18 @@ constexpr i64 kGemmVectorColumns = 256;
 // b are open at a time; from it on the rows are too many to be read so often.
 constexpr i64 kGemmFewRows = 32;
 
-// AMX: the work on a decoded block of b must be long enough to hide its decoding; L2 has 2 MiB there.
+// AMX: L2 has 2 MiB there, which hold a block of packed rows (256 KiB) and totals (1 MiB).
 constexpr i64 kGemmTileRows = 1024;
-constexpr i64 kGemmTileColumns = 64;
+constexpr i64 kGemmTileColumns = 256;
 constexpr i64 kGemmPackRows = 16;  // rows of an item of its packing phase
 
 // Products of a batch that are packed at a time: so many that their a stays in the caches.
 constexpr i64 kGemmPackedBytes = 4 << 20;
 
-// A thread's scratch: totals, a decoded block of b, a block of rows or (AMX) what waits for the totals, small change.
-constexpr i64 kGemmTotalBytes = larger(kGemmVectorRows * kGemmVectorColumns, kGemmTileRows * kGemmTileColumns) * 4;
+// A thread's scratch beside the totals: a decoded block of b, a block of rows or (AMX) parts and scales, small change.
 constexpr i64 kGemmPanelBytes = kGemmTile * kGemmBlock * 4;
 constexpr i64 kGemmRowBytes = (kGemmVectorRows + 16) * kGemmBlock * 4;  // 16: the last rows' prefetches look ahead
 constexpr i64 kGemmStageBytes = 8 * 1024;
-constexpr i64 kGemmScratchBytes = kGemmTotalBytes + kGemmPanelBytes + kGemmRowBytes + kGemmStageBytes;
 
 // A part of a product: `rows` rows of `batches` matrices, from first_row and first_batch on.
 struct GemmPart {
@@ -67,17 +65,20 @@ struct GemmTask {
 
 // The first part of a product; the others are like it.
 GLM5_INLINE GemmPart gemm_part(i64 batches, i64 m, i64 n, i64 k, bool with_amx, i64 threads) {
-  GemmPart part{0, batches, 0, m, n, k, m, kGemmTileColumns, true, with_amx};
+  const i64 row_blocks = ceil_div(m, with_amx ? kGemmTileRows : kGemmVectorRows);
+  GemmPart part{0, batches, 0, m, n, k, m, kGemmTile, true, with_amx};
   if (with_amx) {
     part.rows = part.item_rows = smaller(m, kGemmTileRows);
   } else if (m >= kGemmFewRows) {
     part.is_packed = false;
     // Even blocks of rows; 12 is a multiple of the rows that any inner loop takes at once.
-    const i64 row_blocks = ceil_div(m, kGemmVectorRows);
     part.item_rows = smaller(kGemmVectorRows, round_up(ceil_div(m, row_blocks), 12));
-    // Wide items bring a in seldom, but four of them should be there for every thread.
-    const i64 wanted = ceil_div(threads == 1 ? 1 : 2 * threads, batches * row_blocks) * kGemmTile;
-    part.item_columns = smaller(kGemmVectorColumns, larger(kGemmTile, n / wanted * kGemmTile));
+  }
+  if (m >= kGemmFewRows) {
+    // Wide items bring a in seldom, but two of them should be there for every thread.
+    const i64 wanted = ceil_div(threads == 1 ? 1 : 2 * threads, larger(1, batches * row_blocks));
+    const i64 widest = with_amx ? kGemmTileColumns : kGemmVectorColumns;
+    part.item_columns = smaller(widest, larger(1, n / (wanted * kGemmTile)) * kGemmTile);
   }
   if (part.is_packed) part.batches = smaller(batches, larger(1, kGemmPackedBytes / larger(1, part.packed_bytes())));
   return part;
@@ -87,8 +88,14 @@ GLM5_INLINE GemmPart gemm_part(i64 batches, i64 m, i64 n, i64 k, bool with_amx, 
 GLM5_INLINE i64 gemm_packed_bytes(const GemmPart& part) {
   return part.is_packed ? round_up(part.batches * part.packed_bytes(), 64) : 0;
 }
+GLM5_INLINE i64 gemm_total_bytes(const GemmPart& part) {
+  return round_up(part.item_rows, kGemmPackRows) * part.item_columns * 4;
+}
+GLM5_INLINE i64 gemm_scratch_bytes(const GemmPart& part) {
+  return gemm_total_bytes(part) + kGemmPanelBytes + kGemmRowBytes + kGemmStageBytes;
+}
 GLM5_INLINE i64 gemm_workspace_size(const GemmPart& part, i64 threads) {
-  return gemm_packed_bytes(part) + threads * kGemmScratchBytes + 64;
+  return gemm_packed_bytes(part) + threads * gemm_scratch_bytes(part) + 64;
 }
 
 // Where an item lies: tiles of columns follow one another for the same rows.
@@ -117,11 +124,12 @@ struct GemmWorkspace {
   GLM5_INLINE GemmWorkspace(const Tensor<u8, 1>& workspace, const GemmPart& part, i64 thread) {
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
     packed = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address));
-    u8* own = packed + gemm_packed_bytes(part) + thread * kGemmScratchBytes;
+    u8* own = packed + gemm_packed_bytes(part) + thread * gemm_scratch_bytes(part);
     totals = reinterpret_cast<f32*>(own);
-    panel = reinterpret_cast<f32*>(own + kGemmTotalBytes);
-    rows = reinterpret_cast<f32*>(own + kGemmTotalBytes + kGemmPanelBytes);
-    stage = own + kGemmTotalBytes + kGemmPanelBytes + kGemmRowBytes;
+    own += gemm_total_bytes(part);
+    panel = reinterpret_cast<f32*>(own);
+    rows = reinterpret_cast<f32*>(own + kGemmPanelBytes);
+    stage = own + kGemmPanelBytes + kGemmRowBytes;
   }
   GLM5_INLINE u8* packed_of(const GemmPart& part, i64 batch) const {
     return packed + (batch - part.first_batch) * part.packed_bytes();
