@@ -122,7 +122,7 @@ int main() {
 
 def run(text: str, folder: Path, edit=lambda header: header) -> subprocess.CompletedProcess:
     """Compiles and runs a program; `edit` changes the library's headers first, to plant a fault."""
-    for name in ("cuda/tile_scheduler.cuh", "ops/fp8_gemm/config.h", "ops/gemm/config.h"):
+    for name in ("cuda/tile_scheduler.cuh", "cuda/gemm_config.h", "ops/fp8_gemm/config.h", "ops/gemm/config.h"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(edit((ROOT / "csrc" / name).read_text()))
     (folder / "main.cpp").write_text(text)
@@ -146,7 +146,7 @@ def test_every_problem_gets_a_variant_that_fits(text, tmp_path):
     ("text", "right", "wrong"),
     [
         (TILES, "in_band / height", "in_band / band"),
-        (CONFIGS, "round_up(ceil_div(swapped ? m : n, variant.right), variant.cluster)", "ceil_div(n, variant.right)"),
+        (CONFIGS, "right_clusters * variant.cluster, left_tiles", "right_clusters, left_tiles"),
         (CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
         (GEMM_CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
         (GEMM_CONFIGS, "(variant.cluster == 1 || !layout.by_hand) &&", "true &&"),
