@@ -11,8 +11,8 @@
 
 namespace glm5::cuda {
 
-// All threads of a cluster of kBlocks blocks: before they arrive on each other's barriers, and before one leaves to whose
-// shared memory another may still write.
+// All threads of a cluster of kBlocks blocks: before they arrive on each other's barriers, and before one leaves to
+// whose shared memory another may still write.
 template <int kBlocks>
 __device__ __forceinline__ void sync_cluster() {
   if constexpr (kBlocks == 1) {

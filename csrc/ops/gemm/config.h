@@ -1,5 +1,5 @@
-// Which tile gemm takes on sm_90a with bf16 operands (cuda/gemm_config.h): a pure function of the problem, without CUDA.
-// Every variant adds in the same order, so the choice never shows in the result. k is never split: the sum is one
+// Which tile gemm takes on sm_90a with bf16 operands (cuda/gemm_config.h): a pure function of the problem, without
+// CUDA. Every variant adds in the same order, so the choice never shows in the result. k is never split: the sum is one
 // chain.
 #pragma once
 

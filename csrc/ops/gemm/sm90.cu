@@ -155,7 +155,8 @@ void clear_out(const GemmArgs& args, const Problem& problem, void* stream) {
   if (args.accumulate) return;
   const i64 bytes = args.out.dtype == Float::f32 ? 4 : 2;
   for (i64 p = 0; p < problem.batch; ++p)
-    cuda::clear_rows(kOp, matrix_of(args.out, p).data, args.out.stride[1] * bytes, problem.n * bytes, problem.m, stream);
+    cuda::clear_rows(kOp, matrix_of(args.out, p).data, args.out.stride[1] * bytes, problem.n * bytes, problem.m,
+                     stream);
 }
 
 }  // namespace
