@@ -18,9 +18,7 @@ inline GemmPart first_part(const GemmSize& size) {
   return gemm_part(size.batches, size.m, size.n, size.k, with_amx, thread_count());
 }
 
-inline i64 gemm_workspace_bytes(const GemmSize& size) {
-  return gemm_workspace_size(first_part(size), thread_count());
-}
+inline i64 gemm_workspace_bytes(const GemmSize& size) { return gemm_workspace_size(first_part(size), thread_count()); }
 
 // The two phases of an instruction set; a table is ordered best first.
 template <class Args>

@@ -1,14 +1,15 @@
 // Matrix products with AMX: how the kernels of fp8_gemm and gemm walk through their items.
 //
 // a lies in pairs, [block of 128 k][16 rows][4 steps]. An item takes panels of 64 columns of b, a block of 128 k at a
-// time: brought into tiles (16 KiB, which stay in the L1 cache) and used for all rows of the chunk, 32 x 32 results at a
-// time. After such a product a share of the next panel is brought, so that AVX-512 works while the tile unit does.
+// time: brought into tiles (16 KiB, which stay in the L1 cache) and used for all rows of the chunk, 32 x 32 results at
+// a time. After such a product a share of the next panel is brought, so that AVX-512 works while the tile unit does.
 //
 // Why so. A product of 32 x 32 results takes 16 TDPBF16PS, 256 cycles, in which the two load ports serve 16 tiles, 128
-// cycles. (Figures of the processor's manual: TDPBF16PS 16 cycles, a tile load 8, a tile store 16.) Per product 8 KiB of
-// a come from the L2 cache for two of them, and the totals go there and back: 48 bytes a cycle. Panels of 64 columns
-// alone would ask the L3 cache for 16 bytes a cycle, more than it gives a core; wide items, whose panels share a block
-// of a, ask for 4. Calculated, not measured.
+// cycles. (The processor's manual: TDPBF16PS 16 cycles, a tile load 8, a tile store 16.) Every two products bring 8 KiB
+// of a from the L2 cache, and the totals of each go there and back: 48 bytes a cycle. Panels of 64 columns alone would
+// ask the L3 cache for 16 bytes a cycle, more than it gives a core; wide items, whose panels share a block of a, ask
+// for
+// 4. Calculated, not measured.
 #pragma once
 
 #include "cpu/amx.h"
@@ -18,7 +19,7 @@ namespace glm5::amx {
 
 constexpr i64 kSteps = cpu::kGemmBlock / cpu::kGemmStep;
 constexpr i64 kPanelTiles = cpu::kGemmTile / kTile;
-constexpr i64 kBlockBf16 = kSteps * kTileBf16;          // 128 k of 16 rows or columns
+constexpr i64 kBlockBf16 = kSteps * kTileBf16;        // 128 k of 16 rows or columns
 constexpr i64 kPanelBf16 = kPanelTiles * kBlockBf16;  // 128 k of 64 columns
 
 // What one item works on.

@@ -1,5 +1,5 @@
-// Matrix products with vectors, written once for every width: what goes in and out, and the inner loops, rows of 128 f32
-// against panels of two vectors of columns. Lanes, given by cpu/avx2.h and cpu/avx512.h, says what a vector is.
+// Matrix products with vectors, written once for every width: what goes in and out, and the inner loops, rows of 128
+// f32 against panels of two vectors of columns. Lanes, given by cpu/avx2.h and cpu/avx512.h, says what a vector is.
 // Everything is inlined or static: each object has its own copy.
 #pragma once
 

@@ -53,6 +53,20 @@ inline Device require_sm90(const char* op) {
   return {index, sms};
 }
 
+// The largest m, n or k of a matrix product whose tiles are counted in 32 bits, also the one after the last.
+inline void require_gemm_size(const char* op, i64 m, i64 n, i64 k) {
+  constexpr i64 kLargest = (i64{1} << 31) - 1024;
+  require(m <= kLargest && n <= kLargest && k <= kLargest, op, ": m, n and k must be at most ", kLargest,
+          " on CUDA, got ", m, ", ", n, ", ", k);
+}
+
+// Zeros for the rows of a matrix; all sizes in bytes. stream is a cudaStream_t.
+inline void clear_rows(const char* op, void* data, i64 stride, i64 row_bytes, i64 rows, void* stream) {
+  // One row: its stride means nothing.
+  check(cudaMemset2DAsync(data, rows == 1 ? row_bytes : stride, 0, row_bytes, rows, static_cast<cudaStream_t>(stream)),
+        op, "clearing out");
+}
+
 struct LaunchShape {
   dim3 blocks;
   int threads;

@@ -6,9 +6,22 @@
 #pragma once
 
 #include "core/types.h"
+#include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 
 namespace glm5::cuda {
+
+// All threads of a cluster of kBlocks blocks: before they arrive on each other's barriers, and before one leaves to
+// whose shared memory another may still write.
+template <int kBlocks>
+__device__ __forceinline__ void sync_cluster() {
+  if constexpr (kBlocks == 1) {
+    __syncthreads();
+  } else {
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  }
+}
 
 template <int kStages>
 struct RingPosition {

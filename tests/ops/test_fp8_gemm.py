@@ -13,6 +13,7 @@ from tests.harness import over
 
 fp8_gemm_module = sys.modules["glm5_ops.ops.fp8_gemm"]
 LARGE = [Fp8GemmCase(300, 330, 720, b_scales) for b_scales in ("128x128", "1x128")]
+TALL = Fp8GemmCase(1050, 40, 48)  # more rows than AMX packs at once
 
 
 @over((*EDGES, *LARGE))
@@ -25,7 +26,7 @@ def test_into_a_given_output_is_as_close_as_torch_is(case, target):
     harness.check_matches_reference("fp8_gemm_into", case, target)
 
 
-@over(EDGES, harness.VECTOR_CPUS)
+@over((*EDGES, *LARGE, TALL), harness.VECTOR_CPUS)
 def test_every_instruction_set_gives_the_same_bits(case, target):
     harness.check_same_bits_as_generic("fp8_gemm", case, target)
 

@@ -13,6 +13,7 @@ from tests.harness import over
 
 gemm_module = sys.modules["glm5_ops.ops.gemm"]
 LARGE = [GemmCase(300, 330, 700, dtype, "f32") for dtype in ("bf16", "f32")]
+TALL = GemmCase(1050, 40, 48)  # more rows than AMX packs at once
 
 
 @over((*EDGES, *LARGE))
@@ -25,7 +26,7 @@ def test_into_a_given_output_is_as_close_as_torch_is(case, target):
     harness.check_matches_reference("gemm_into", case, target)
 
 
-@over(EDGES, harness.VECTOR_CPUS)
+@over((*EDGES, *LARGE, TALL), harness.VECTOR_CPUS)
 def test_every_instruction_set_gives_the_same_bits(case, target):
     harness.check_same_bits_as_generic("gemm", case, target)
 

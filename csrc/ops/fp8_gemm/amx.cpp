@@ -18,9 +18,9 @@ struct Kernel {
   const TileItem& item;
   const E4m3Decoder decoder;
   // In the thread's scratch.
-  f32* parts;     // two sets of four result tiles
-  f32* a_scales;  // of the block, [rows]
-  f32* b_scales;  // of the panel, [64] or one
+  f32* parts;                                // two sets of four result tiles
+  f32* a_scales;                             // of the block, [rows]
+  f32* b_scales;                             // of the panel, [64] or one
   Results waiting{nullptr, 0, 0, 0, false};  // its parts wait to be added to the totals
   i64 set = 0;                               // where they are
 

@@ -1,10 +1,5 @@
-// Which tile fp8_gemm takes on sm_90a: a pure function of the problem, without CUDA, for launcher, tests and describe.
-//
-// A tile is `left` rows of wgmma's M operand times `right` rows of its N operand. Two schedules:
-//   rows      left = rows of a, right = rows of b.
-//   swap_ab   left = rows of b, right = rows of a: with few rows of a, the 64 rows that a wgmma always multiplies are
-//             weights, and the tile is as narrow as m. The tile is written transposed.
-// Every variant adds in the same order, so the choice never shows in the result.
+// Which tile fp8_gemm takes on sm_90a (cuda/gemm_config.h): a pure function of the problem, without CUDA. Every variant
+// adds in the same order, so the choice never shows in the result.
 //
 // Why k is never split. The sum over k groups is a chain of fused multiply-adds, so a split would change the bits or
 // wait for its predecessor. It is not needed either: a 64-row weight tile gives 64 busy SMs at n = 4096 and 96 at
@@ -12,32 +7,21 @@
 // Narrower GEMMs are small: n = 2624, k = 6144 has 41 tiles; each takes 48 steps of 10 KiB, 160 clocks of filling each.
 #pragma once
 
-#include <string>
-
 #include "core/glm5.h"
+#include "cuda/gemm_config.h"
 
 namespace glm5::fp8_gemm_sm90 {
 
-enum class Schedule : int { rows, swap_ab };
+using cuda::kStagingBytes;
+using cuda::kStepBytes;
+using cuda::Schedule;
+using Config = cuda::GemmConfig;
+static_assert(kStepBytes == kFp8Group, "128 of k at a time");
 
-struct Variant {
-  Schedule schedule;
-  int left, right;
-  int cluster;  // blocks side by side along `right` that share one left tile by multicast
-  int stages;
+// Blocks of a cluster lie along `right` and share one left tile.
+struct Variant : cuda::GemmVariant {
   bool per_row;  // also built for b scales per row
-
-  constexpr int consumer_warpgroups() const { return left == 64 ? 1 : 2; }
-  constexpr int consumer_threads() const { return 128 * consumer_warpgroups(); }
-  // A lone consumer warpgroup has registers enough and takes one warp as producer; with two, the producer is a whole
-  // warpgroup, because only warpgroups can hand registers over.
-  constexpr int threads() const { return consumer_threads() + (consumer_warpgroups() == 1 ? 32 : 128); }
 };
-
-// 128 of k at a time; a row of a stage is 128 bytes.
-constexpr int kStepBytes = static_cast<int>(kFp8Group);
-// Each consumer warp turns 2 KiB of its tile at a time from accumulator order into rows.
-constexpr int kStagingBytes = 2048;
 
 // Stages fill what the 227 KiB leave beside 2 KiB per consumer warp. Per SM and clock there are 4096 multiply-adds; 64
 // B from the L2 into shared memory, and 46 B when all 132 SMs ask; 128 B in and out of shared memory, of which a wgmma
@@ -66,20 +50,9 @@ constexpr int scale_slot_bytes(int rows, bool per_row) {
 
 constexpr int smem_bytes(const Variant& variant, bool per_row) {
   const bool swapped = variant.schedule == Schedule::swap_ab;
-  const int stage = (variant.left + variant.right) * kStepBytes + scale_slot_bytes(variant.left, !swapped || per_row) +
-                    scale_slot_bytes(variant.right, swapped || per_row) + 16;
-  return static_cast<int>(round_up(variant.stages * stage + variant.consumer_threads() / 32 * kStagingBytes, 1024));
+  return cuda::gemm_smem_bytes(variant, scale_slot_bytes(variant.left, !swapped || per_row) +
+                                            scale_slot_bytes(variant.right, swapped || per_row));
 }
-
-struct Config {
-  int variant;  // index in kVariants
-  Schedule schedule;
-  int tile_m, tile_n, tile_k;
-  int stages, cluster, threads, smem_bytes;
-  i64 left_tiles, right_tiles;  // right_tiles rounded up to whole clusters
-  int band;                     // of TileGrid
-  int grid;                     // blocks
-};
 
 // Ranks variants: clocks on an H200 (132 SMs, 1.755 GHz, 4.3 TB/s) if every unit ran at its peak. Not yet measured.
 constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int sms) {
@@ -111,50 +84,23 @@ constexpr bool can_run(const Variant& variant, bool b_scales_per_row, int sms) {
 }
 
 // How a given variant runs a problem. m, n, k > 0.
-constexpr Config config_of(int variant_index, i64 m, i64 n, bool b_scales_per_row = false, int sms = 132) {
-  const Variant& variant = kVariants[variant_index];
+constexpr Config config_of(int index, i64 m, i64 n, bool b_scales_per_row = false, int sms = 132) {
+  const Variant& variant = kVariants[index];
   const bool swapped = variant.schedule == Schedule::swap_ab;
   const i64 left_tiles = ceil_div(swapped ? n : m, variant.left);
-  const i64 right_tiles = round_up(ceil_div(swapped ? m : n, variant.right), variant.cluster);
-  const i64 clusters = smaller(left_tiles * (right_tiles / variant.cluster), sms / variant.cluster);
+  const i64 right_clusters = ceil_div(ceil_div(swapped ? m : n, variant.right), variant.cluster);
   // Bands of about 2048 left rows: 132 tiles at once then span about 2048 rows of either operand.
   const i64 band = smaller(2048 / variant.left, left_tiles);
-  return {.variant = variant_index,
-          .schedule = variant.schedule,
-          .tile_m = swapped ? variant.right : variant.left,
-          .tile_n = swapped ? variant.left : variant.right,
-          .tile_k = kStepBytes,
-          .stages = variant.stages,
-          .cluster = variant.cluster,
-          .threads = variant.threads(),
-          .smem_bytes = smem_bytes(variant, b_scales_per_row),
-          .left_tiles = left_tiles,
-          .right_tiles = right_tiles,
-          .band = static_cast<int>(band),
-          .grid = static_cast<int>(clusters * variant.cluster)};
+  return cuda::gemm_config(variant, index, kStepBytes, smem_bytes(variant, b_scales_per_row), left_tiles,
+                           right_clusters * variant.cluster, left_tiles * right_clusters, band, sms);
 }
 
 // m, n, k > 0.
 constexpr Config choose_config(i64 m, i64 n, i64 k, bool b_scales_per_row = false, int sms = 132) {
-  int best = -1;
-  i64 best_clocks = 0;
-  for (int i = 0; i < kVariantCount; ++i) {
-    if (!can_run(kVariants[i], b_scales_per_row, sms)) continue;
-    const i64 clocks = estimated_clocks(kVariants[i], m, n, k, sms);
-    if (best < 0 || clocks < best_clocks) {  // the first of equals: the smaller tile
-      best = i;
-      best_clocks = clocks;
-    }
-  }
+  const int best = cuda::best_variant(
+      kVariants, [&](const Variant& variant) { return can_run(variant, b_scales_per_row, sms); },
+      [&](const Variant& variant) { return estimated_clocks(variant, m, n, k, sms); });
   return config_of(best, m, n, b_scales_per_row, sms);
-}
-
-inline std::string describe(const Config& config) {
-  const auto number = [](int value) { return std::to_string(value); };
-  return std::string(config.schedule == Schedule::rows ? "rows" : "swap_ab") + " tile " + number(config.tile_m) + "x" +
-         number(config.tile_n) + "x" + number(config.tile_k) + " stages " + number(config.stages) + " cluster " +
-         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) +
-         " grid " + number(config.grid);
 }
 
 }  // namespace glm5::fp8_gemm_sm90

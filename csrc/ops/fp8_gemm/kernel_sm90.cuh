@@ -402,12 +402,7 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(),
     ptx::fence_mbarrier_init();
   }
   if (threadIdx.x == T::kConsumerThreads) prefetch_maps<T>(args);
-  if constexpr (T::kCluster == 1) {
-    __syncthreads();
-  } else {
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  }
+  cuda::sync_cluster<T::kCluster>();
 
   if (threadIdx.x >= T::kConsumerThreads) {
     if constexpr (T::kWarpgroups == 2) ptx::setmaxnreg_dec<T::kProducerRegisters>();
@@ -418,10 +413,7 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(),
   }
 
   // A block must stay while its peer may still write to it or arrive on its barriers.
-  if constexpr (T::kCluster > 1) {
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  }
+  if constexpr (T::kCluster > 1) cuda::sync_cluster<T::kCluster>();
 }
 
 // ---- launcher ----

@@ -17,9 +17,7 @@ struct Problem {
 // The limits of these kernels; those of the op were checked by the caller.
 Problem check_limits(const Fp8GemmArgs& args) {
   const Problem problem{args.a.shape[0], args.b.shape[0], args.a.shape[1]};
-  constexpr i64 kLargest = (i64{1} << 31) - 1024;  // so that the row after the last tile still fits 32 bits
-  require(problem.m <= kLargest && problem.n <= kLargest && problem.k <= kLargest, kOp, ": m, n and k must be at most ",
-          kLargest, " on CUDA, got ", problem.m, ", ", problem.n, ", ", problem.k);
+  cuda::require_gemm_size(kOp, problem.m, problem.n, problem.k);
   require(args.out.dtype == Float::bf16 || args.out.dtype == Float::f32, kOp, ": out must be bf16 or f32");
   return problem;
 }
@@ -113,10 +111,7 @@ void launch_rows(const KernelArgs& args, const Config& config, bool per_row, con
 void clear_out(const Fp8GemmArgs& args, const Problem& problem, void* stream) {
   if (args.accumulate) return;
   const i64 bytes = args.out.dtype == Float::f32 ? 4 : 2;
-  const i64 stride = problem.m == 1 ? problem.n : args.out.stride[0];
-  cuda::check(cudaMemset2DAsync(args.out.data, stride * bytes, 0, problem.n * bytes, problem.m,
-                                static_cast<cudaStream_t>(stream)),
-              kOp, "clearing out");
+  cuda::clear_rows(kOp, args.out.data, args.out.stride[0] * bytes, problem.n * bytes, problem.m, stream);
 }
 
 void run(const Fp8GemmArgs& args, const Problem& problem, const Config& config, const cuda::Device& device,

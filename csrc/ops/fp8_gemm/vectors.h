@@ -1,5 +1,6 @@
 // fp8_gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32; panel after panel
-// of b (two vectors of columns) is transposed as bytes and decoded into the L1 cache, and used for all rows of the item.
+// of b (two vectors of columns) is transposed as bytes, decoded into the L1 cache, and used for all rows of the item.
+//
 // A Decoder, from avx2.cpp or avx512.cpp, knows its vector of bytes and how 16 of them, k of 16 columns, become values
 // of a panel.
 #pragma once
@@ -81,7 +82,8 @@ GLM5_INLINE Scales<Lanes> load_scales(const Fp8GemmArgs& args, i64 first_row, i6
     const i64 column = first_column + (j < valid ? j : 0);
     scales[j] = *args.b_scales.at(args.b_scales_per_row ? column : column / kFp8Group, g);
   }
-  return {args.a_scales.at(first_row, g), args.a_scales.stride[0],
+  return {args.a_scales.at(first_row, g),
+          args.a_scales.stride[0],
           {Lanes::load(scales), Lanes::load(scales + Lanes::kCount)}};
 }
 
@@ -150,8 +152,8 @@ struct Kernel {
     return {reinterpret_cast<const u8*>(args.a.at(item.first_row, g * kFp8Group)), valid, args.a.stride[0], item.rows};
   }
 
-  GLM5_INLINE static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a,
-                                         i64 j, const cpu::GemmWorkspace& workspace, f32* totals) {
+  GLM5_INLINE static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a, i64 j,
+                                         const cpu::GemmWorkspace& workspace, f32* totals) {
     const i64 column = item.first_column + j;
     const Scales<Lanes> scales = load_scales<Lanes>(args, item.first_row, column, g);
     auto* panel = reinterpret_cast<typename Decoder::Value*>(workspace.panel);

@@ -1,38 +1,23 @@
-// Which tile gemm takes on sm_90a with bf16 operands: a pure function of the problem, without CUDA.
-//
-// A tile is `left` rows of wgmma's M operand times `right` rows of its N operand. Two schedules:
-//   rows      left = rows of a, right = rows of b.
-//   swap_ab   left = rows of b, right = rows of a: with few rows of a, the 64 rows that a wgmma always multiplies are
-//             weights, and the tile is as narrow as m. The tile is written transposed.
-// Every variant adds in the same order, so the choice never shows in the result. k is never split: the sum is one
+// Which tile gemm takes on sm_90a with bf16 operands (cuda/gemm_config.h): a pure function of the problem, without
+// CUDA. Every variant adds in the same order, so the choice never shows in the result. k is never split: the sum is one
 // chain.
 #pragma once
 
-#include <string>
-
-#include "core/tensor.h"
+#include "cuda/gemm_config.h"
 
 namespace glm5::gemm_sm90 {
 
-enum class Schedule : int { rows, swap_ab };
+using cuda::kStagingBytes;
+using cuda::kStepBytes;
+using cuda::Schedule;
+using Config = cuda::GemmConfig;
 
-struct Variant {
-  Schedule schedule;
-  int left, right;
-  int cluster;  // blocks side by side along `left` that share one right tile by multicast
-  int stages;
+// Blocks of a cluster lie along `left` and share one right tile.
+struct Variant : cuda::GemmVariant {
   bool transposed_a;  // also built for a with unit stride along m, as the gradient of a weight has it
-
-  constexpr int consumer_warpgroups() const { return left / 64; }
-  constexpr int consumer_threads() const { return 128 * consumer_warpgroups(); }
-  // A lone consumer warpgroup has registers enough and takes one warp as producer; with two, the producer is a whole
-  // warpgroup, because only warpgroups can hand registers over.
-  constexpr int threads() const { return consumer_threads() + (consumer_warpgroups() == 1 ? 32 : 128); }
 };
 
-// 64 of k at a time; a row of a stage is 128 bytes.
-constexpr int kStepK = 64, kStepBytes = 128;
-constexpr int kStagingBytes = 2048;  // per consumer warp, to turn the tile from accumulator order into rows
+constexpr int kStepK = 64;
 
 // Stages fill what the 227 KiB leave beside the staging. Calculated per SM and clock, not measured: 2048 multiply-adds;
 // 128 B through shared memory, wgmma's reads and the copy engine's writes together; 46 B of what the L2 gives when all
@@ -55,26 +40,13 @@ constexpr Variant kVariants[] = {
 };
 constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
 
-constexpr int smem_bytes(const Variant& variant) {
-  const int stage = (variant.left + variant.right) * kStepBytes + 16;  // and its two barriers
-  return static_cast<int>(round_up(variant.stages * stage + variant.consumer_threads() / 32 * kStagingBytes, 1024));
-}
+constexpr int smem_bytes(const Variant& variant) { return cuda::gemm_smem_bytes(variant, 0); }
 
 // How the operands lie in memory.
 struct Layout {
   bool transposed_a = false;  // unit stride along m
   bool transposed_b = false;  // unit stride along n
   bool by_hand = false;       // an operand is not aligned as the copy engine wants: threads copy, each block for itself
-};
-
-struct Config {
-  int variant;  // index in kVariants
-  Schedule schedule;
-  int tile_m, tile_n, tile_k;
-  int stages, cluster, threads, smem_bytes;
-  i64 left_tiles, right_tiles;  // left_tiles rounded up to whole clusters
-  int band;                     // of TileGrid
-  int grid;                     // blocks
 };
 
 // The estimate that ranks variants, in clocks of an H200 (132 SMs, 1.755 GHz, 4.3 TB/s). Calculated, not measured.
@@ -107,50 +79,23 @@ constexpr bool can_run(const Variant& variant, const Layout& layout, int sms) {
 }
 
 // How a given variant runs a problem. m, n, batch > 0.
-constexpr Config config_of(int variant_index, i64 m, i64 n, i64 batch, int sms = 132) {
-  const Variant& variant = kVariants[variant_index];
+constexpr Config config_of(int index, i64 m, i64 n, i64 batch, int sms = 132) {
+  const Variant& variant = kVariants[index];
   const bool swapped = variant.schedule == Schedule::swap_ab;
   const i64 left_clusters = ceil_div(swapped ? n : m, variant.left * variant.cluster);
   const i64 right_tiles = ceil_div(swapped ? m : n, variant.right);
-  const i64 clusters = smaller(batch * left_clusters * right_tiles, sms / variant.cluster);
   // Bands of about 2048 left rows: 132 tiles at once then span about 2048 rows of either operand.
   const i64 band = smaller(2048 / (variant.left * variant.cluster), left_clusters);
-  return {.variant = variant_index,
-          .schedule = variant.schedule,
-          .tile_m = swapped ? variant.right : variant.left,
-          .tile_n = swapped ? variant.left : variant.right,
-          .tile_k = kStepK,
-          .stages = variant.stages,
-          .cluster = variant.cluster,
-          .threads = variant.threads(),
-          .smem_bytes = smem_bytes(variant),
-          .left_tiles = left_clusters * variant.cluster,
-          .right_tiles = right_tiles,
-          .band = static_cast<int>(band),
-          .grid = static_cast<int>(clusters * variant.cluster)};
+  return cuda::gemm_config(variant, index, kStepK, smem_bytes(variant), left_clusters * variant.cluster, right_tiles,
+                           batch * left_clusters * right_tiles, band, sms);
 }
 
 // m, n, k, batch > 0.
 constexpr Config choose_config(i64 m, i64 n, i64 k, i64 batch, const Layout& layout = {}, int sms = 132) {
-  int best = -1;
-  i64 best_clocks = 0;
-  for (int i = 0; i < kVariantCount; ++i) {
-    if (!can_run(kVariants[i], layout, sms)) continue;
-    const i64 clocks = estimated_clocks(kVariants[i], m, n, k, batch, sms);
-    if (best < 0 || clocks < best_clocks) {  // the first of equals: the smaller tile
-      best = i;
-      best_clocks = clocks;
-    }
-  }
+  const int best = cuda::best_variant(
+      kVariants, [&](const Variant& variant) { return can_run(variant, layout, sms); },
+      [&](const Variant& variant) { return estimated_clocks(variant, m, n, k, batch, sms); });
   return config_of(best, m, n, batch, sms);
-}
-
-inline std::string describe(const Config& config) {
-  const auto number = [](int value) { return std::to_string(value); };
-  return std::string(config.schedule == Schedule::rows ? "rows" : "swap_ab") + " tile " + number(config.tile_m) + "x" +
-         number(config.tile_n) + "x" + number(config.tile_k) + " stages " + number(config.stages) + " cluster " +
-         number(config.cluster) + " threads " + number(config.threads) + " smem " + number(config.smem_bytes) +
-         " grid " + number(config.grid);
 }
 
 }  // namespace glm5::gemm_sm90

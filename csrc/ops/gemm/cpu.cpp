@@ -53,10 +53,10 @@ void gemm_cpu(const GemmArgs& given) {
       if (operand->shape[d] <= 1) operand->stride[d] = 1;
     }
   }
-  require(args.a.stride[1] == 1 || args.a.stride[2] == 1,
-          "gemm: a must have unit stride along m or k; got strides ", args.a.stride[1], " and ", args.a.stride[2]);
-  require(args.b.stride[1] == 1 || args.b.stride[2] == 1,
-          "gemm: b must have unit stride along n or k; got strides ", args.b.stride[1], " and ", args.b.stride[2]);
+  require(args.a.stride[1] == 1 || args.a.stride[2] == 1, "gemm: a must have unit stride along m or k; got strides ",
+          args.a.stride[1], " and ", args.a.stride[2]);
+  require(args.b.stride[1] == 1 || args.b.stride[2] == 1, "gemm: b must have unit stride along n or k; got strides ",
+          args.b.stride[1], " and ", args.b.stride[2]);
   const bool may_use_amx = args.a.dtype != Float::f32;  // it has no f32
   cpu::run_gemm("gemm", kKernels, args, {batch, m, n, k, may_use_amx});
 }

@@ -21,7 +21,9 @@ template <class T>
 struct Kernel {
   static constexpr i64 kPanel = 1;
 
-  static cpu::FloatState use_floats() { return sizeof(T) == 4 ? cpu::use_default_floats() : cpu::use_flushing_floats(); }
+  static cpu::FloatState use_floats() {
+    return sizeof(T) == 4 ? cpu::use_default_floats() : cpu::use_flushing_floats();
+  }
 
   // 128 k of a row, zero beyond k.
   static void load(const FloatTensor<3>& from, i64 batch, i64 row, i64 block, f32* to) {

@@ -255,12 +255,7 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(),
     smem.ring.init(1, T::kConsumerWarps * T::kCluster);
     ptx::fence_mbarrier_init();
   }
-  if constexpr (T::kCluster == 1) {
-    __syncthreads();
-  } else {
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  }
+  cuda::sync_cluster<T::kCluster>();
 
   // 2 x 128 x 216 + 128 x 72 registers are what 384 threads of 168 were given: room for copying by hand.
   if (threadIdx.x >= T::kConsumerThreads) {
@@ -272,10 +267,7 @@ __global__ __launch_bounds__(kVariants[kVariant].threads(),
   }
 
   // A block must stay while its peer may still write to it or arrive on its barriers.
-  if constexpr (T::kCluster > 1) {
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  }
+  if constexpr (T::kCluster > 1) cuda::sync_cluster<T::kCluster>();
 }
 
 // ---- launcher ----

@@ -18,9 +18,7 @@ struct Problem {
 // The limits of the CUDA kernels; that shapes agree was checked by the caller.
 Problem check_limits(const GemmArgs& args) {
   const Problem problem{args.a.shape[0], args.a.shape[1], args.b.shape[1], args.a.shape[2]};
-  constexpr i64 kLargest = (i64{1} << 31) - 1024;  // so that the row after the last tile still fits 32 bits
-  require(problem.m <= kLargest && problem.n <= kLargest && problem.k <= kLargest, kOp, ": m, n and k must be at most ",
-          kLargest, " on CUDA, got ", problem.m, ", ", problem.n, ", ", problem.k);
+  cuda::require_gemm_size(kOp, problem.m, problem.n, problem.k);
   require(args.a.dtype != Float::f16 && args.a.dtype == args.b.dtype, kOp, ": a and b must both be bf16 or both f32");
   require(args.out.dtype != Float::f16, kOp, ": out must be bf16 or f32, got f16");
   require(problem.n <= 1 || args.out.stride[2] == 1, kOp, ": out must have unit stride along n, got ",
@@ -156,13 +154,9 @@ void run(const GemmArgs& args, const Plan& plan, const Config& config, const cud
 void clear_out(const GemmArgs& args, const Problem& problem, void* stream) {
   if (args.accumulate) return;
   const i64 bytes = args.out.dtype == Float::f32 ? 4 : 2;
-  const i64 stride = problem.m == 1 ? problem.n : args.out.stride[1];
-  for (i64 p = 0; p < problem.batch; ++p) {
-    u8* first = static_cast<u8*>(args.out.data) + p * args.out.stride[0] * bytes;
-    cuda::check(
-        cudaMemset2DAsync(first, stride * bytes, 0, problem.n * bytes, problem.m, static_cast<cudaStream_t>(stream)),
-        kOp, "clearing out");
-  }
+  for (i64 p = 0; p < problem.batch; ++p)
+    cuda::clear_rows(kOp, matrix_of(args.out, p).data, args.out.stride[1] * bytes, problem.n * bytes, problem.m,
+                     stream);
 }
 
 }  // namespace

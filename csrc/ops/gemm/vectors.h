@@ -1,6 +1,6 @@
-// gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32, then panel after panel
-// of b (two vectors of columns, transposed where b's unit stride runs along k) into the L1 cache, and uses each for all
-// its rows. bf16 follows the tree of AMX, an even and an odd chain for each result; f32 has one chain.
+// gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32, then panel after
+// panel of b (two vectors of columns, transposed where b's unit stride runs along k) into the L1 cache, and uses each
+// for all its rows. bf16 follows the tree of AMX, an even and an odd chain for each result; f32 has one chain.
 #pragma once
 
 #include "cpu/gemm_vectors.h"
