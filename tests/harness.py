@@ -141,13 +141,13 @@ def check_thread_count_does_not_matter(op: str, case: Case, target: Target) -> N
 def check_rows_do_not_depend_on_the_batch(op: str, case: Case, target: Target) -> None:
     workload, inputs = WORKLOADS[op], case.inputs(target.device)
     whole = run(op, inputs)
-    rows = inputs[workload.rows[0]].shape[-2]
+    rows = inputs[workload.rows[0]].shape[workload.row_dim]
     # CUDA's copy engine wants operands that start at multiples of 16 bytes: four scales, or 16 rows of anything
     step = 16 if target in GPUS else 1
     last, middle = (rows - 1) // step * step, rows // 3 // step * step
     for begin, end in ((0, 1), (last, rows), (middle, rows // 2 + 1), (step, rows)):
         part = run(op, workload.cut_rows(inputs, begin, end))
-        check_same_bits(f"{op} on rows {begin} to {end}", part, [w[..., begin:end, :] for w in whole])
+        check_same_bits(f"{op} on rows {begin} to {end}", part, [workload.rows_of(w, begin, end) for w in whole])
 
 
 def check_same_bits_as_generic(op: str, case: Case, target: Target) -> None:

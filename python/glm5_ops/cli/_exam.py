@@ -102,14 +102,14 @@ def _batch(result: Result, subject: Subject, inputs: dict, got: tuple) -> None:
     """Some of the rows by themselves: the first, a ragged piece, and one from the middle to the end."""
     if not subject.workload.rows:
         return
-    rows = inputs[subject.workload.rows[0]].shape[-2]
+    rows = inputs[subject.workload.rows[0]].shape[subject.workload.row_dim]
     step = 1 if subject.device == "cpu" else 16  # TMA wants addresses that are multiples of 16 bytes
     third, middle = rows // 3 // step * step, rows // 2 // step * step
     for begin, end in {(0, 1), (third, min(third + 5, rows)), (middle, rows)}:
         if not 0 <= begin < end <= rows or end - begin == rows:
             continue
         alone = subject.workload.cut_rows(inputs, begin, end)
-        expected = tuple(out[..., begin:end, :] for out in got)
+        expected = tuple(subject.workload.rows_of(out, begin, end) for out in got)
         _again(result, "batch", subject, alone, expected, f"rows {begin}:{end} of {rows} alone: ")
 
 

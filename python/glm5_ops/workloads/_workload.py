@@ -94,11 +94,15 @@ class Workload:
     glm5: tuple[Case, ...]  # the shapes that matter
     rule: Rule
     rows: tuple[str, ...] = ()  # inputs that may be cut along their rows together; the output's rows keep their bits
+    row_dim: int = -2  # which dimension of these inputs and of the outputs is the rows: 0 or -2
     writes: str | None = None  # the input that the op writes to, where it returns nothing
 
     def cut_rows(self, inputs: dict, begin: int, end: int) -> dict:
         """The same problem on some of the rows."""
-        return {n: v[..., begin:end, :] if n in self.rows else v for n, v in inputs.items()}
+        return {n: self.rows_of(v, begin, end) if n in self.rows else v for n, v in inputs.items()}
+
+    def rows_of(self, tensor: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        return tensor[begin:end] if self.row_dim == 0 else tensor[..., begin:end, :]
 
     def run(self, function, inputs: dict) -> tuple[torch.Tensor, ...]:
         """Call an op, or a stand-in of it, on a copy of what it writes; always a tuple of outputs."""
