@@ -158,13 +158,10 @@ GLM5_INLINE i64 topk_keep(const TopkStream& stream, const TopkCut& cut) {
 
 // ---- The stream ----
 
-// From now on candidates are those above the score of this order. No score has the order -1, that of -0, and where
-// denormals are flushed all of them compare as zero: below zero the threshold is a normal number.
-GLM5_INLINE void topk_raise(TopkStream& stream, i64 order) {
-  constexpr i64 kBelowDenormals = -0x00800001;  // of -2^-126
+// From now on candidates are those above the score of this order, unless that is NaN's.
+GLM5_INLINE void topk_raise(TopkStream& stream, i32 order) {
   if (order < kOrderOfNegativeInfinity) return;
-  if (order > kBelowDenormals && order < 0) order = kBelowDenormals;
-  stream.threshold = score_of(static_cast<i32>(order));
+  stream.threshold = score_of(order);
   stream.takes_all = 0;
 }
 
@@ -183,9 +180,8 @@ GLM5_INLINE void topk_shrink(TopkStream& stream) {
   if (stream.count <= stream.keep) return;
   topk_convert<Lanes>(stream);
   const TopkCut cut = topk_cut<Lanes>(stream.orders, stream.count, stream.keep);
-  const bool all_equals_kept = cut.place == stream.count;
   stream.count = stream.converted = topk_keep<Lanes>(stream, cut);
-  topk_raise(stream, i64{cut.bound} - all_equals_kept);
+  topk_raise(stream, cut.bound);  // what comes later and equals it loses to all that are kept
 }
 
 // The scores whose bits are set become candidates. Three are written unasked, so that the processor need not guess
@@ -250,7 +246,9 @@ GLM5_INLINE void topk_guess(TopkStream& stream, const f32* scores, i64 count) {
   const i64 rank = expected + 3 * deviation + 3;
   if (rank >= kTopkSample) return;
   Lanes::convert(stream.orders, kTopkSample);
-  topk_raise(stream, i64{topk_cut<Lanes>(stream.orders, kTopkSample, rank).bound} - 1);
+  // What equals the bound is wanted too. The order below 0 is that of -0, which equals it.
+  const i32 bound = topk_cut<Lanes>(stream.orders, kTopkSample, rank).bound;
+  if (bound > kOrderOfNegativeInfinity) topk_raise(stream, bound == 0 ? -2 : bound - 1);
 }
 
 GLM5_INLINE void topk_restart(TopkStream& stream) {

@@ -45,16 +45,15 @@ def test_same_bits_with_any_thread_count(case, target):
     harness.check_thread_count_does_not_matter("topk_select", case, target)
 
 
-@over([TopkSelectCase(8, 3000, 300, fill, offset=1) for fill in FILLS])
+@over([*(TopkSelectCase(8, 3000, 300, fill, offset=1) for fill in FILLS),
+       TopkSelectCase(40, 700, 64, windows="ragged", paged=True)])  # fmt: skip
 def test_a_row_alone_is_the_row_in_a_batch(case, target):
+    harness.check_rows_do_not_depend_on_the_batch("topk_select", case, target)
     inputs = case.inputs(target.device)
-    scores = inputs.pop("scores")
-    whole = topk_select(scores, **inputs)
-    shuffled = torch.randperm(case.rows, generator=torch.Generator().manual_seed(1)).to(scores.device)
-    harness.check_same_bits("another order", topk_select(scores[shuffled], **inputs), [w[shuffled] for w in whole])
-    for row in range(case.rows):
-        part = topk_select(scores[row : row + 1], **inputs)
-        harness.check_same_bits(f"row {row} alone", part, [w[row : row + 1] for w in whole])
+    whole = topk_select(**inputs)
+    shuffled = torch.randperm(case.rows, generator=torch.Generator().manual_seed(1)).to(target.device)
+    rows = {n: inputs[n][shuffled] for n in ("scores", "windows", "sequences") if n in inputs}
+    harness.check_same_bits("another order", topk_select(**inputs | rows), [w[shuffled] for w in whole])
 
 
 @over([TopkSelectCase(3, 5000, 512)])

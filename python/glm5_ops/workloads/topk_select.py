@@ -107,4 +107,6 @@ GLM5 = (
     TopkSelectCase(1024, 8192, 2048, windows="causal", optional=False),
     TopkSelectCase(4096, 4096, 2048, windows="causal", optional=False),
 )
-WORKLOADS = {"topk_select": Workload(TopkSelectCase, EDGES, GLM5, BITS, rows=("scores",))}
+WORKLOADS = {
+    "topk_select": Workload(TopkSelectCase, EDGES, GLM5, BITS, rows=("scores", "windows", "sequences"), row_dim=0)
+}
