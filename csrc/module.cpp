@@ -11,7 +11,9 @@ void bind_dequantize_fp8(nb::module_&);
 void bind_fp8_gemm(nb::module_&);
 void bind_gemm(nb::module_&);
 void bind_indexer_logits(nb::module_&);
+void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
+void bind_topk_select(nb::module_&);
 
 void bind_build(nb::module_& m) {
   m.attr("with_cuda") = bool{GLM5_WITH_CUDA};
@@ -49,7 +51,9 @@ NB_MODULE(_native, m) {
   bind_fp8_gemm(m);
   bind_gemm(m);
   bind_indexer_logits(m);
+  bind_indexer_topk(m);
   bind_quantize_fp8(m);
+  bind_topk_select(m);
 }
 
 }  // namespace glm5
