@@ -13,6 +13,7 @@ void bind_gemm(nb::module_&);
 void bind_indexer_logits(nb::module_&);
 void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
+void bind_topk_select(nb::module_&);
 
 void bind_build(nb::module_& m) {
   m.attr("with_cuda") = bool{GLM5_WITH_CUDA};
@@ -52,6 +53,7 @@ NB_MODULE(_native, m) {
   bind_indexer_logits(m);
   bind_indexer_topk(m);
   bind_quantize_fp8(m);
+  bind_topk_select(m);
 }
 
 }  // namespace glm5

@@ -181,6 +181,9 @@ struct Lanes {
   }
   GLM5_INLINE static void store(f32* aligned, F32 x) { _mm256_store_ps(aligned, x); }
   GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm256_fmadd_ps(x, y, sum); }
+  GLM5_INLINE static F32 where_positive(F32 x, F32 y) {  // x > 0 ? y : 0
+    return _mm256_and_ps(_mm256_cmp_ps(x, zero(), _CMP_GT_OQ), y);
+  }
   GLM5_INLINE static F32 abs(F32 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 };
 

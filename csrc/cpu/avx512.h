@@ -105,6 +105,9 @@ struct Lanes {
   GLM5_INLINE static F32 load(const f32* aligned) { return _mm512_load_ps(aligned); }
   GLM5_INLINE static void store(f32* aligned, F32 x) { _mm512_store_ps(aligned, x); }
   GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm512_fmadd_ps(x, y, sum); }
+  GLM5_INLINE static F32 where_positive(F32 x, F32 y) {  // x > 0 ? y : 0
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, zero(), _CMP_GT_OQ), y);
+  }
   GLM5_INLINE static F32 abs(F32 x) { return _mm512_abs_ps(x); }
 };
 

@@ -13,34 +13,41 @@
 
 namespace glm5::cpu {
 
-constexpr i64 kIndexerKeys = 1024;      // keys of a chunk
-constexpr i64 kIndexerQueries = 65536;  // values of a group's queries: as f32 256 KiB, of a 512 KiB L2 cache
-constexpr i64 kIndexerMostTokens = 64;  // of a group
-constexpr i64 kIndexerPanelKeys = 32;   // the widest panel; a divisor of kPage, so that a panel lies within a page
+constexpr i64 kIndexerKeys = 1024;          // keys of a chunk
+constexpr i64 kIndexerMostTokens = 64;      // of a group
+constexpr i64 kIndexerPanelKeys = kPage;    // the widest panel; all widths divide kPage: a panel lies within a page
+// Bytes of a group's packed queries: half of a 512 KiB L2 cache. Where AMX is, L2 has 2 MiB, and a longer group is
+// needed to hide the packing of keys.
+constexpr i64 kIndexerQueryBytes = 256 << 10, kIndexerTileQueryBytes = 512 << 10;
 
-// Queries and panels are padded with zeros: to whole blocks and to whole steps.
-GLM5_INLINE i64 indexer_blocks(i64 dim) { return ceil_div(dim, kGemmBlock); }
-GLM5_INLINE i64 indexer_padded_heads(i64 heads) { return round_up(heads, 16); }
+// The sizes by which work is cut: those of the queries, and whether they are packed as bf16 for AMX or as f32.
+struct IndexerShape {
+  i64 heads, dim;
+  bool with_amx;
 
-// Tokens of a group.
-GLM5_INLINE i64 indexer_group(i64 heads, i64 dim) {
-  const i64 values = larger(1, indexer_padded_heads(heads) * indexer_blocks(dim) * kGemmBlock);
-  return larger(1, smaller(kIndexerMostTokens, kIndexerQueries / values));
-}
+  GLM5_INLINE i64 padded_heads() const { return round_up(heads, 16); }
+  GLM5_INLINE i64 blocks() const { return ceil_div(dim, kGemmBlock); }
+  GLM5_INLINE i64 padded_dim() const { return blocks() * kGemmBlock; }
+  GLM5_INLINE i64 token_bytes() const { return larger(1, padded_heads() * padded_dim() * (with_amx ? 2 : 4)); }
+  // Tokens of a group.
+  GLM5_INLINE i64 group() const {
+    const i64 bytes = with_amx ? kIndexerTileQueryBytes : kIndexerQueryBytes;
+    return larger(1, smaller(kIndexerMostTokens, bytes / token_bytes()));
+  }
+};
 
-// Where an item lies. Late tokens, which see most keys in a causal window, come first: the last items are short ones.
+// Where an item lies.
 struct IndexerItem {
   i64 first_token, tokens, first_key, keys;
 
   GLM5_INLINE static i64 count(i64 tokens, i64 keys, i64 group) {
     return ceil_div(tokens, group) * ceil_div(keys, kIndexerKeys);
   }
-  GLM5_INLINE IndexerItem(i64 item, i64 all_tokens, i64 all_keys, i64 group) {
+  // Late tokens, which see most keys in a causal window, come first: the last items are short ones.
+  GLM5_INLINE static IndexerItem of(i64 item, i64 all_tokens, i64 all_keys, i64 group) {
     const i64 chunks = ceil_div(all_keys, kIndexerKeys), groups = ceil_div(all_tokens, group);
-    first_token = (groups - 1 - item / chunks) * group;
-    tokens = smaller(group, all_tokens - first_token);
-    first_key = item % chunks * kIndexerKeys;
-    keys = smaller(kIndexerKeys, all_keys - first_key);
+    const i64 token = (groups - 1 - item / chunks) * group, key = item % chunks * kIndexerKeys;
+    return {token, smaller(group, all_tokens - token), key, smaller(kIndexerKeys, all_keys - key)};
   }
 };
 
@@ -55,23 +62,27 @@ struct ScoreRows {
 // ---- Scratch of one thread ----
 
 // In bytes: the packed queries (16 rows more: prefetches look ahead) and for each row its weight and the place of its
-// sum; a panel of keys and its scales; the heads' sums of a panel.
+// sum; a panel of keys and its scales; the heads' sums of a panel; products that wait to be summed.
+constexpr i64 kIndexerScaleBytes = kIndexerPanelKeys * 4;
+constexpr i64 kIndexerStageBytes = 8 << 10;
+
 struct IndexerScratchSize {
   i64 queries, rows, panel, sums;
 
-  GLM5_INLINE IndexerScratchSize(i64 heads, i64 dim) {
-    const i64 all = indexer_group(heads, dim) * indexer_padded_heads(heads), blocks = indexer_blocks(dim);
-    queries = (all + 16) * blocks * kGemmBlock * 4;
-    rows = round_up(all * 4, 64);
-    panel = kIndexerPanelKeys * blocks * kGemmBlock * 4;
-    sums = indexer_group(heads, dim) * 4 * kIndexerPanelKeys * 4;
+  GLM5_INLINE explicit IndexerScratchSize(const IndexerShape& shape) {
+    queries = shape.group() * shape.token_bytes() + 16 * kGemmBlock * 4;
+    rows = round_up(shape.group() * shape.padded_heads() * 4, 64);
+    panel = kIndexerPanelKeys * shape.padded_dim() * (shape.with_amx ? 2 : 4);
+    sums = shape.group() * 4 * kIndexerPanelKeys * 4;
   }
-  GLM5_INLINE i64 bytes() const { return queries + 2 * rows + panel + kIndexerPanelKeys * 4 + sums; }
+  GLM5_INLINE i64 bytes() const {
+    return queries + 2 * rows + panel + kIndexerScaleBytes + sums + kIndexerStageBytes;
+  }
 };
 
 // 64 more: the workspace is aligned to a cache line inside.
-GLM5_INLINE i64 indexer_workspace_size(i64 heads, i64 dim, i64 threads) {
-  return threads * IndexerScratchSize(heads, dim).bytes() + 64;
+GLM5_INLINE i64 indexer_workspace_size(const IndexerShape& shape, i64 threads) {
+  return threads * IndexerScratchSize(shape).bytes() + 64;
 }
 
 struct IndexerScratch {
@@ -81,9 +92,10 @@ struct IndexerScratch {
   u8* panel;
   f32* scales;
   f32* sums;
+  f32* stage;
 
-  GLM5_INLINE IndexerScratch(const Tensor<u8, 1>& workspace, i64 heads, i64 dim, i64 thread) {
-    const IndexerScratchSize size(heads, dim);
+  GLM5_INLINE IndexerScratch(const Tensor<u8, 1>& workspace, const IndexerShape& shape, i64 thread) {
+    const IndexerScratchSize size(shape);
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
     queries = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address)) +
               thread * size.bytes();
@@ -92,6 +104,7 @@ struct IndexerScratch {
     panel = queries + size.queries + 2 * size.rows;
     scales = reinterpret_cast<f32*>(panel + size.panel);
     sums = scales + kIndexerPanelKeys;
+    stage = reinterpret_cast<f32*>(panel + size.panel + kIndexerScaleBytes + size.sums);
   }
 };
 

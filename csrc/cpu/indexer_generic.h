@@ -7,6 +7,8 @@
 namespace glm5::generic {
 
 struct Scorer {
+  static constexpr bool kWithAmx = false;
+
   template <class T>
   static void load_row(const void* from, i64 dim, f32* to) {
     const T* values = static_cast<const T*>(from);
@@ -40,7 +42,7 @@ struct Scorer {
   template <class T>
   static void score_token(const IndexerOperands& operands, i64 token, const cpu::KeySpan& span,
                           const cpu::IndexerScratch& scratch, f32* row) {
-    const i64 dim = operands.q.shape[2], stride = cpu::indexer_blocks(dim) * cpu::kGemmBlock;
+    const i64 dim = operands.q.shape[2], stride = round_up(dim, cpu::kGemmBlock);
     f32* q = reinterpret_cast<f32*>(scratch.queries);
     f32* k = reinterpret_cast<f32*>(scratch.panel);
     for (i64 h = 0; h < operands.q.shape[1]; ++h)

@@ -9,19 +9,24 @@
 
 namespace glm5::indexer_vectors {
 
-// The queries of a group as f32, [block of 128 dim][row][128], with each row's weight and the place of its sum.
+// The queries of `tokens` tokens as f32, [block of 128 dim][row][128].
+template <class T>
+GLM5_INLINE void pack_rows(const Tensor<const T, 3>& q, i64 first_token, i64 tokens, f32* packed) {
+  const i64 heads = q.shape[1], dim = q.shape[2];
+  for (i64 first = 0; first < dim; first += cpu::kGemmBlock) {
+    const i64 valid = smaller(cpu::kGemmBlock, dim - first);
+    for (i64 t = 0; t < tokens; ++t, packed += heads * cpu::kGemmBlock)
+      avx2::pack(packed, cpu::kGemmBlock, q.at(first_token + t, 0, first), q.stride[1], 1, heads, valid, heads,
+                 round_up(valid, cpu::kGemmStep), 0);
+  }
+}
+
+// Those of a group, with each row's weight and the place of its sum.
 template <class Lanes, class T>
 GLM5_INLINE void pack_queries(const IndexerOperands& operands, const cpu::IndexerItem& item,
                               const cpu::IndexerScratch& scratch) {
-  const Tensor<const T, 3> q = operands.q.as<T>();
-  const i64 heads = q.shape[1], dim = q.shape[2];
-  f32* packed = reinterpret_cast<f32*>(scratch.queries);
-  for (i64 block = 0; block < cpu::indexer_blocks(dim); ++block) {
-    const i64 first = block * cpu::kGemmBlock, valid = smaller(cpu::kGemmBlock, dim - first);
-    for (i64 t = 0; t < item.tokens; ++t, packed += heads * cpu::kGemmBlock)
-      avx2::pack(packed, cpu::kGemmBlock, q.at(item.first_token + t, 0, first), q.stride[1], 1, heads, valid, heads,
-                 round_up(valid, cpu::kGemmStep), 0);
-  }
+  const i64 heads = operands.q.shape[1];
+  pack_rows(operands.q.as<T>(), item.first_token, item.tokens, reinterpret_cast<f32*>(scratch.queries));
   for (i64 t = 0; t < item.tokens; ++t) {
     for (i64 h = 0; h < heads; ++h) {
       scratch.weights[t * heads + h] = *operands.weights.at(item.first_token + t, h);
@@ -30,27 +35,33 @@ GLM5_INLINE void pack_queries(const IndexerOperands& operands, const cpu::Indexe
   }
 }
 
-// The keys from `first` on, [dim][panel], and half their scales.
+// The keys from `first` on, [dim][panel]; zero beyond the last.
+template <class Lanes, class T>
+GLM5_INLINE void pack_panel(const IndexerOperands& operands, const cpu::KeyRows& keys, i64 first, f32* panel) {
+  constexpr i64 kPanel = 2 * Lanes::kCount;
+  const i64 dim = operands.q.shape[2], valid = smaller(kPanel, operands.keys() - first);
+  avx2::pack(panel, kPanel, static_cast<const T*>(keys.values), 1, keys.stride, dim, valid,
+             round_up(dim, cpu::kGemmStep), kPanel, kPanel * keys.stride);
+}
+
+// The same with half their scales.
 template <class Lanes, class T>
 GLM5_INLINE void load_panel(const IndexerOperands& operands, i64 token, i64 first, const cpu::IndexerScratch& scratch) {
   constexpr i64 kPanel = 2 * Lanes::kCount;
-  const i64 dim = operands.q.shape[2], valid = smaller(kPanel, operands.keys() - first);
+  const i64 valid = smaller(kPanel, operands.keys() - first);
   const cpu::KeyRows keys = cpu::indexer_keys(operands, token, first);
-  avx2::pack(reinterpret_cast<f32*>(scratch.panel), kPanel, static_cast<const T*>(keys.values), 1, keys.stride, dim,
-             valid, round_up(dim, cpu::kGemmStep), kPanel, kPanel * keys.stride);
+  pack_panel<Lanes, T>(operands, keys, first, reinterpret_cast<f32*>(scratch.panel));
   for (i64 j = 0; j < kPanel; ++j)
     scratch.scales[j] = keys.scales == nullptr ? 0.5f : j < valid ? 0.5f * keys.scales[j * keys.scale_stride] : 0.0f;
 }
 
-// `Rows` rows of the group against the panel, into their sums.
+// d of `Rows` rows from `a` on, packed as above, and a panel.
 template <class Lanes, int Rows>
-GLM5_INLINE void add_rows(const cpu::IndexerScratch& scratch, i64 rows_of_group, i64 row, i64 dim) {
-  using F32 = typename Lanes::F32;
-  F32 d[Rows][2], step[Rows][2];
+GLM5_INLINE void multiply_rows(const f32* a, i64 rows_of_group, const f32* panel, i64 dim,
+                               typename Lanes::F32 (&d)[Rows][2]) {
+  typename Lanes::F32 step[Rows][2];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) d[r][0] = d[r][1] = Lanes::zero();
-  const f32* panel = reinterpret_cast<const f32*>(scratch.panel);
-  const f32* a = reinterpret_cast<const f32*>(scratch.queries) + row * cpu::kGemmBlock;
 #pragma GCC unroll 1
   for (i64 block = 0; block < dim; block += cpu::kGemmBlock, a += rows_of_group * cpu::kGemmBlock) {
 #pragma GCC unroll 1
@@ -62,6 +73,15 @@ GLM5_INLINE void add_rows(const cpu::IndexerScratch& scratch, i64 rows_of_group,
       for (int i = 0; i < 2 * Rows; ++i) d[i / 2][i % 2] += step[i / 2][i % 2];
     }
   }
+}
+
+// `Rows` rows of the group against the panel, into their sums.
+template <class Lanes, int Rows>
+GLM5_INLINE void add_rows(const cpu::IndexerScratch& scratch, i64 rows_of_group, i64 row, i64 dim) {
+  using F32 = typename Lanes::F32;
+  F32 d[Rows][2];
+  multiply_rows<Lanes, Rows>(reinterpret_cast<const f32*>(scratch.queries) + row * cpu::kGemmBlock, rows_of_group,
+                             reinterpret_cast<const f32*>(scratch.panel), dim, d);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     f32* sum = scratch.sums + scratch.places[row + r];
@@ -121,6 +141,8 @@ static void score_item(const IndexerOperands& operands, const cpu::IndexerItem& 
 
 template <class Lanes>
 struct Scorer {
+  static constexpr bool kWithAmx = false;
+
   GLM5_INLINE static void score(const IndexerOperands& operands, const cpu::IndexerItem& item,
                                 const cpu::IndexerScratch& scratch, const cpu::ScoreRows& scores) {
     if (operands.q.is_e4m3) {

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
         gemm_into,
         indexer_logits,
         indexer_logits_paged,
+        indexer_topk,
+        indexer_topk_paged,
         quantize_fp8,
+        topk_select,
     )
 
 __version__ = "0.1.0"
@@ -30,7 +33,10 @@ __all__ = [
     "gemm_into",
     "indexer_logits",
     "indexer_logits_paged",
+    "indexer_topk",
+    "indexer_topk_paged",
     "quantize_fp8",
+    "topk_select",
 ]
 
 

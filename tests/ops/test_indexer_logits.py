@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from glm5_ops import indexer_logits, indexer_logits_paged, reference
-from glm5_ops.ops._index_checks import check_pages, check_windows
+from glm5_ops import _native, indexer_logits, indexer_logits_paged, reference
+from glm5_ops.ops._indices import check_block_table, check_windows
 from glm5_ops.reference.indexer_logits import keys_of
 from glm5_ops.workloads._indexer import PAGE
 from glm5_ops.workloads.indexer_logits import (
@@ -169,6 +169,135 @@ def test_quantised_scores_are_near_those_in_bf16(heads):
     assert _cosine_difference(got, exact) < 1e-3
 
 
+def _gradients(function, inputs: dict, names: tuple[str, ...] = ("q", "k", "weights")) -> list[torch.Tensor]:
+    """Of a sum of the scores inside the windows with random factors; NaN comes from outside them."""
+    inputs = inputs | {n: inputs[n].detach().clone().requires_grad_() for n in names}
+    out = function(**inputs)
+    factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
+    return list(torch.autograd.grad(out, [inputs[n] for n in names], factors.where(out != float("-inf"), float("nan"))))
+
+
+def _exact_gradients(inputs: dict, names: tuple[str, ...] = ("q", "k", "weights")) -> list[torch.Tensor]:
+    wide = {n: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
+    wide = wide | {n: wide[n].requires_grad_() for n in names}
+    out = reference.indexer_logits(**wide)
+    factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
+    return list(torch.autograd.grad(out, [wide[n] for n in names], factors))
+
+
+GRADIENTS = (
+    *(IndexerLogitsCase(21, 300, dtype="bf16", windows=windows) for windows in ("causal", "random", "packed")),
+    *(dataclasses.replace(case, tokens=5) for case in ANY_SIZES if case.dtype == "bf16"),
+    IndexerLogitsCase(0, 20, dtype="bf16"),
+    IndexerLogitsCase(3, 0, dtype="bf16"),
+    IndexerLogitsCase(12, 40, dtype="bf16", windows="empty"),
+    IndexerLogitsCase(12, 90, dtype="bf16", strided=True),
+)
+
+
+@over(GRADIENTS, CPUS)
+def test_gradients_are_those_of_the_reference(case, target):
+    for ours, exact in zip(_gradients(indexer_logits, case.inputs()), _exact_gradients(case.inputs()), strict=True):
+        assert ours.shape == exact.shape
+        if exact.any():
+            assert _cosine_difference(ours, exact) < 7e-6
+        else:
+            assert not ours.any()
+
+
+@over([IndexerLogitsCase(21, 90, windows="random")], CPUS)
+def test_in_e4m3_the_weights_have_a_gradient(case, target):
+    inputs = case.inputs()
+    (ours,) = _gradients(indexer_logits, inputs, ("weights",))
+    (exact,) = _exact_gradients(inputs, ("weights",))
+    assert ours.dtype == torch.float32 and _cosine_difference(ours, exact) < 1e-12
+
+
+@over(GRADIENTS, harness.VECTOR_CPUS)
+def test_every_instruction_set_gives_the_same_gradients(case, target):
+    got = _gradients(indexer_logits, case.inputs())
+    if target.interpreted:
+        _native.interpret_isa(0, 0)
+    with harness.Target("cpu-generic", isa="generic").active():
+        expected = _gradients(indexer_logits, case.inputs())
+    harness.check_same_bits("gradients", got, expected)
+
+
+@over([IndexerLogitsCase(40, 300, dtype="bf16", windows="random")], CPUS)
+def test_gradients_have_the_same_bits_twice_and_with_any_thread_count(case, target):
+    expected, threads = _gradients(indexer_logits, case.inputs()), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            harness.check_same_bits(f"{count} threads", _gradients(indexer_logits, case.inputs()), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@over([IndexerLogitsCase(26, 300, dtype="bf16")], CPUS)
+def test_keys_and_queries_that_do_not_meet_do_not_touch_each_others_gradients(case, target):
+    inputs = case.inputs()
+    inputs["windows"] = torch.tensor([[40, 175], [9, 9], [41, 130]], dtype=torch.int32).repeat(9, 1)[: case.tokens]
+    expected = _gradients(indexer_logits, inputs)
+    inputs["k"][:40] = inputs["k"][175:] = inputs["q"][1::3] = inputs["weights"][1::3] = float("nan")
+    harness.check_same_bits("poisoned", _gradients(indexer_logits, inputs), expected)
+
+
+def test_a_product_of_zero_has_no_gradient():
+    q, k = torch.zeros(2, 3, 8, dtype=torch.bfloat16), torch.ones(4, 8, dtype=torch.bfloat16)
+    windows = torch.tensor([[0, 4], [1, 3]], dtype=torch.int32)
+    inputs = {"q": q, "k": k, "weights": torch.ones(2, 3), "windows": windows}
+    assert not any(gradient.any() for gradient in _gradients(indexer_logits, inputs))
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    inputs = IndexerLogitsCase(5, 9, 2, 8, "bf16").inputs()
+    every = _gradients(indexer_logits, inputs)
+    for name, expected in zip(("q", "k", "weights"), every, strict=True):
+        harness.check_same_bits(name, _gradients(indexer_logits, inputs, (name,)), [expected])
+
+
+def test_an_e4m3_operand_takes_no_gradient():
+    inputs = IndexerLogitsCase(5, 9, 2, 8).inputs()
+    for name, sentence in (
+        ("q", "q must be bf16 to have a gradient"),
+        ("k_scales", "k_scales must be without gradient"),
+    ):
+        wrong = inputs | {name: inputs[name].detach().requires_grad_()}
+        assert f"indexer_logits: {sentence}" in harness.message_of(indexer_logits, **wrong)
+    paged = IndexerLogitsPagedCase(2, 70, heads=2, dim=8).inputs()
+    paged["weights"].requires_grad_()
+    assert "indexer_logits_paged: weights requires grad, but" in harness.message_of(indexer_logits_paged, **paged)
+
+
+def test_reference_passes_gradcheck_in_f64():
+    inputs = IndexerLogitsCase(4, 7, 3, 5, "bf16", windows="random").inputs()
+    operands = [inputs[n].double().requires_grad_() for n in ("q", "k", "weights")]
+
+    def scores(*operands):
+        out = reference.indexer_logits(*operands, inputs["windows"])
+        return out.masked_fill(out == float("-inf"), 0)
+
+    assert torch.autograd.gradcheck(scores, operands)
+
+
+def test_the_gradient_is_registered_and_compiles():
+    inputs = IndexerLogitsCase(5, 9, 2, 8, "bf16").inputs()
+    operands = [inputs[n].requires_grad_() for n in ("q", "k", "weights")]
+    harness.check_registration("indexer_logits", *inputs.values())
+    d_out = torch.ones(5, 9)
+    for only_weights in (False, True):
+        arguments = [t.detach() for t in operands]
+        harness.check_registration("indexer_logits_bwd", d_out, *arguments, inputs["windows"], None, only_weights)
+
+    def loss(q, k, weights):
+        return indexer_logits(q, k, weights, inputs["windows"])[:, 0].square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*operands), operands)
+    harness.check_same_bits("compiled", torch.autograd.grad(compiled(*operands), operands), expected)
+
+
 def _misuse() -> list:
     inputs = IndexerLogitsCase(4, 6, 2, 8).inputs()
     q = inputs["q"]
@@ -215,30 +344,19 @@ def test_misuse_of_the_paged_form_is_answered_with_a_sentence(wrong, sentence):
 def test_a_wrong_window_is_answered_with_the_same_sentence_by_the_door_and_by_check_indices(window):
     inputs = IndexerLogitsCase(4, 6, 2, 8).inputs()
     inputs["windows"][2] = torch.tensor(window, dtype=torch.int32)
-    sentence = "indexer_logits: windows must be [start, end) with 0 <= start <= end <= 6; windows[2] is "
-    sentence += f"[{window[0]}, {window[1]})"
-    assert harness.message_of(indexer_logits, **inputs).startswith(sentence + " (csrc/core/windows_check.h:")
+    sentence = f"indexer_logits: windows[2] must be a range within the 6 keys; got {window}"
+    assert harness.message_of(indexer_logits, **inputs).startswith(sentence + " (csrc/core/window_check.h:")
     assert harness.message_of(check_windows, "indexer_logits", inputs["windows"], 6) == sentence
 
 
 @pytest.mark.parametrize(
     ("name", "index", "value", "sentence"),
     [
-        ("sequences", (1,), 2, "sequences must be rows of block_table, below 2; sequences[1] is 2"),
-        ("sequences", (0,), -1, "sequences must be rows of block_table, below 2; sequences[0] is -1"),
-        (
-            "block_table",
-            (0, 1),
-            99,
-            "block_table must have pages below 5 wherever a window reaches; block_table[0, 1] ",
-        ),
-        (
-            "block_table",
-            (0, 0),
-            -1,
-            "block_table must have pages below 5 wherever a window reaches; block_table[0, 0] ",
-        ),
-        ("windows", (1, 1), 193, "windows must be [start, end) with 0 <= start <= end <= 192; windows[1] is [0, 193)"),
+        ("sequences", (1,), 2, "sequences[1] must be a row of block_table, which has 2; got 2"),
+        ("sequences", (0,), -1, "sequences[0] must be a row of block_table, which has 2; got -1"),
+        ("block_table", (0, 1), 99, "block_table[0, 1] must be a page of the cache, since the window of row 0 uses it"),
+        ("block_table", (1, 0), -1, "block_table[1, 0] must be a page of the cache, since the window of row 1 uses it"),
+        ("windows", (1, 1), 193, "windows[1] must be a range within the 192 keys; got [0, 193]"),
     ],
 )
 def test_wrong_indices_of_the_paged_form_are_answered_with_a_sentence(name, index, value, sentence):
@@ -250,16 +368,19 @@ def test_wrong_indices_of_the_paged_form_are_answered_with_a_sentence(name, inde
     assert message.startswith("indexer_logits_paged: " + sentence)
 
     def check() -> None:
-        check_windows("indexer_logits_paged", inputs["windows"], inputs["block_table"].shape[1] * PAGE)
-        check_pages("indexer_logits_paged", inputs["block_table"], inputs["sequences"], inputs["windows"], 5)
+        check_windows("indexer_logits_paged", inputs["windows"], 192)
+        operands = (inputs[n] for n in ("block_table", "sequences", "windows"))
+        check_block_table("indexer_logits_paged", *operands, keys=192, pages=5)
 
-    assert message.startswith(harness.message_of(check) + " (csrc/core/windows_check.h:")
+    assert message.startswith(harness.message_of(check) + " (csrc/core/window_check.h:")
 
 
 def test_right_indices_pass_the_checks():
     inputs = IndexerLogitsPagedCase(3, 150, 2).inputs()
-    check_windows("op", inputs["windows"], inputs["block_table"].shape[1] * PAGE)
-    check_pages("op", inputs["block_table"], inputs["sequences"], inputs["windows"], inputs["cache"].shape[0])
+    keys = inputs["block_table"].shape[1] * PAGE
+    check_windows("op", inputs["windows"], keys)
+    operands = (inputs[n] for n in ("block_table", "sequences", "windows"))
+    check_block_table("op", *operands, keys=keys, pages=inputs["cache"].shape[0])
 
 
 def test_an_unaligned_cache_is_refused():

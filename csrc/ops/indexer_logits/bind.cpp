@@ -71,6 +71,20 @@ void bind_indexer_logits(nb::module_& m) {
       nb::arg("q"), nb::arg("weights"), nb::arg("cache"), nb::arg("block_table"), nb::arg("sequences"),
       nb::arg("windows"), nb::arg("out"), nb::arg("span_tiles"), nb::arg("blocks"), nb::arg("stream"),
       nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "indexer_logits_bwd",
+      [](Q q, K k, F32Matrix weights, I32Matrix windows, Argument<Tensor<const f32, 1>> k_scales, F32Matrix d_out,
+         bool only_weights, Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k,
+         Argument<Tensor<f32, 2>> d_weights, Argument<Tensor<u8, 1>> workspace) {
+        const IndexerOperands operands = dense(q, k, weights, windows, k_scales);
+        require(!q.on_cuda, "indexer_logits: the gradient runs on the CPU only");
+        indexer_logits_bwd_cpu({operands, d_out.tensor, only_weights, d_q.tensor, d_k.tensor, d_weights.tensor,
+                                workspace.tensor});
+      },
+      nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("windows"), nb::arg("k_scales").none(), nb::arg("d_out"),
+      nb::arg("only_weights"), nb::arg("d_q"), nb::arg("d_k"), nb::arg("d_weights"), nb::arg("workspace"),
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def("indexer_logits_bwd_workspace_bytes", &indexer_logits_bwd_workspace_bytes, nb::arg("heads"), nb::arg("dim"));
   m.def("indexer_logits_workspace_bytes", &indexer_logits_workspace_bytes, nb::arg("heads"), nb::arg("dim"));
 }
 

@@ -1,23 +1,32 @@
 #include "core/error.h"
-#include "core/windows_check.h"
+#include "core/window_check.h"
 #include "cpu/indexer.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-#include "ops/indexer_logits/indexer_logits.h"
+#include "ops/indexer_logits/bwd.h"
 
 namespace glm5 {
 
 namespace generic {
 void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+void indexer_logits_bwd_queries(const IndexerLogitsBwdArgs&, i64 begin, i64 end, i64 thread);
+void indexer_logits_bwd_keys(const IndexerLogitsBwdArgs&, i64 begin, i64 end, i64 thread);
 }  // namespace generic
 
 #if defined(__x86_64__)
 namespace avx2 {
 void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+void indexer_logits_bwd_queries(const IndexerLogitsBwdArgs&, i64 begin, i64 end, i64 thread);
+void indexer_logits_bwd_keys(const IndexerLogitsBwdArgs&, i64 begin, i64 end, i64 thread);
 }  // namespace avx2
 namespace avx512 {
 void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+void indexer_logits_bwd_queries(const IndexerLogitsBwdArgs&, i64 begin, i64 end, i64 thread);
+void indexer_logits_bwd_keys(const IndexerLogitsBwdArgs&, i64 begin, i64 end, i64 thread);
 }  // namespace avx512
+namespace amx {
+void indexer_logits(const IndexerLogitsArgs&, i64 begin, i64 end, i64 thread);
+}  // namespace amx
 #endif
 
 namespace {
@@ -25,16 +34,40 @@ namespace {
 // Items are groups of tokens against chunks of keys.
 constexpr cpu::Implementation<IndexerLogitsArgs> kScore[] = {
 #if defined(__x86_64__)
+    {cpu::Isa::amx, amx::indexer_logits},
     {cpu::Isa::avx512, avx512::indexer_logits},
     {cpu::Isa::avx2, avx2::indexer_logits},
 #endif
     {cpu::Isa::generic, generic::indexer_logits},
 };
 
+// The gradient, in two passes: items are groups of tokens, then blocks of keys.
+constexpr cpu::Implementation<IndexerLogitsBwdArgs> kQueryGradients[] = {
+#if defined(__x86_64__)
+    {cpu::Isa::avx512, avx512::indexer_logits_bwd_queries},
+    {cpu::Isa::avx2, avx2::indexer_logits_bwd_queries},
+#endif
+    {cpu::Isa::generic, generic::indexer_logits_bwd_queries},
+};
+constexpr cpu::Implementation<IndexerLogitsBwdArgs> kKeyGradients[] = {
+#if defined(__x86_64__)
+    {cpu::Isa::avx512, avx512::indexer_logits_bwd_keys},
+    {cpu::Isa::avx2, avx2::indexer_logits_bwd_keys},
+#endif
+    {cpu::Isa::generic, generic::indexer_logits_bwd_keys},
+};
+
+void check_workspace(const char* op, const Tensor<u8, 1>& workspace, i64 needed) {
+  require(workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", cpu::thread_count(),
+          " threads; got u8[", workspace.shape[0], "]");
+}
+
+cpu::IndexerShape shape_of(i64 heads, i64 dim) { return {heads, dim, cpu::current_isa() == cpu::Isa::amx}; }
+
 }  // namespace
 
 i64 indexer_logits_workspace_bytes(i64 heads, i64 dim) {
-  return cpu::indexer_workspace_size(heads, dim, cpu::thread_count());
+  return cpu::indexer_workspace_size(shape_of(heads, dim), cpu::thread_count());
 }
 
 void indexer_logits_cpu(const IndexerLogitsArgs& args) {
@@ -47,12 +80,23 @@ void indexer_logits_cpu(const IndexerLogitsArgs& args) {
     const auto address = reinterpret_cast<std::uintptr_t>(operands.cache.data);
     require(address % 4 == 0 && operands.cache.stride[0] % 4 == 0, op,
             ": the pages of cache must lie at multiples of 4 bytes; their distance is ", operands.cache.stride[0]);
-    check_pages(op, operands.block_table, operands.sequences, operands.windows, operands.cache.shape[0]);
+    check_block_table(op, operands.block_table, operands.sequences, operands.windows, keys, operands.cache.shape[0]);
   }
-  const i64 needed = indexer_logits_workspace_bytes(heads, dim);
-  require(args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ",
-          cpu::thread_count(), " threads; got u8[", args.workspace.shape[0], "]");
-  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, cpu::indexer_group(heads, dim)));
+  check_workspace(op, args.workspace, indexer_logits_workspace_bytes(heads, dim));
+  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, shape_of(heads, dim).group()));
+}
+
+i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim) {
+  return indexer_logits_bwd::workspace_size(heads, dim, cpu::thread_count());
+}
+
+void indexer_logits_bwd_cpu(const IndexerLogitsBwdArgs& args) {
+  const IndexerOperands& operands = args.operands;
+  const i64 tokens = operands.q.shape[0], heads = operands.q.shape[1], dim = operands.q.shape[2];
+  check_windows("indexer_logits", operands.windows, operands.keys());
+  check_workspace("indexer_logits", args.workspace, indexer_logits_bwd_workspace_bytes(heads, dim));
+  cpu::run_best(kQueryGradients, args, ceil_div(tokens, indexer_logits_bwd::group_of(heads)));
+  if (!args.only_weights) cpu::run_best(kKeyGradients, args, ceil_div(operands.keys(), indexer_logits_bwd::kKeys));
 }
 
 }  // namespace glm5

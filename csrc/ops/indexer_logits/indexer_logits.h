@@ -16,6 +16,16 @@
 //           j = 0 .. 3. On sm_90a these are the heads that one lane of a quad holds.
 //   score = ((c_0 + c_1) + (c_2 + c_3)) * scale, where scale = 0.5 * k_scales[s] (e4m3) or 0.5 (bf16).
 // Every instruction set of the CPU gives the same bits; CUDA differs from it in d only.
+//
+// The gradient, for dense keys. g(t, s) = d_out[t, s] * k_scales[s] (bf16: d_out[t, s]) inside the windows; d_out outside
+// them is not read. relu' is 1 where d > 0, else 0. The trees, as independent of everything as the score's:
+//   d_weights[t, h] = 0.5 * P, where P adds p_0 .. p_15 by halves (p_j + p_(j + 8), then 4, 2, 1), and p_j is the chain over
+//                     the keys s % 16 = j of the window, ascending from zero, of fma(g, r, p_j).
+//   m(t, h, s)      = d > 0 ? g * weights[t, h] : 0
+//   d_q[t, h]       = bf16 of the sum over blocks of 128 keys, ascending from zero; a block's part is the chain over its
+//                     keys in the window, ascending from zero, of fma(m, k[s], part).
+//   d_k[s]          = bf16 of the sum over the tokens whose window has s, ascending from zero; a token's part is the
+//                     chain over the heads, ascending from zero, of fma(m, q[t, h], part).
 #pragma once
 
 #include "core/indexer.h"
@@ -34,5 +44,18 @@ i64 indexer_logits_workspace_bytes(i64 heads, i64 dim);
 // Both for dense and for paged keys.
 void indexer_logits_cpu(const IndexerLogitsArgs&);
 void indexer_logits_cuda(const IndexerLogitsArgs&, void* stream);
+
+struct IndexerLogitsBwdArgs {
+  IndexerOperands operands;     // dense; with e4m3 only the weights have a gradient
+  Tensor<const f32, 2> d_out;   // [tokens, keys]
+  bool only_weights;            // d_q and d_k are not wanted
+  Tensor<bf16, 3> d_q;          // [tokens, heads, dim]
+  Tensor<bf16, 2> d_k;          // [keys, dim]
+  Tensor<f32, 2> d_weights;     // [tokens, heads]
+  Tensor<u8, 1> workspace;      // indexer_logits_bwd_workspace_bytes()
+};
+
+i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim);
+void indexer_logits_bwd_cpu(const IndexerLogitsBwdArgs&);
 
 }  // namespace glm5

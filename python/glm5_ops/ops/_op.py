@@ -18,12 +18,13 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 OPS: dict[str, Callable] = {}
 
 
-def op(*, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
+def op(*, fake: Callable, mutates: tuple[str, ...] = (), public: bool = True) -> Callable:
     """Register the decorated function as ``glm5_ops::<its name>`` and return the operator.
 
     Args:
         fake: checks the arguments and allocates the outputs; the function's own first step, and all that tracing runs.
         mutates: the arguments that the op writes to.
+        public: part of the surface. A backward pass is not, but must be an operator to be traced.
     """
 
     def register(function: Callable) -> Callable:
@@ -36,7 +37,8 @@ def op(*, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
         overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         overload.__doc__ = function.__doc__
         overload.__signature__ = inspect.signature(function)
-        OPS[name] = overload
+        if public:
+            OPS[name] = overload
         return overload
 
     return register
@@ -52,9 +54,13 @@ def stream_of(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
-def workspace_of(tensor: Tensor, workspace_bytes: Callable[[], int]) -> Tensor:
-    """Scratch for a CPU kernel; the CUDA kernels need none."""
-    return torch.empty(0 if tensor.is_cuda else workspace_bytes(), dtype=torch.uint8, device=tensor.device)
+def workspace_of(tensor: Tensor, cpu_bytes: Callable[[], int], cuda_bytes: Callable[[], int] | None = None) -> Tensor:
+    """Scratch for one call, on the tensor's device; most CUDA kernels need none."""
+    if tensor.is_cuda:
+        size = 0 if cuda_bytes is None else cuda_bytes()
+    else:
+        size = cpu_bytes()
+    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
 
 
 def _on_its_gpu(function: Callable) -> Callable:

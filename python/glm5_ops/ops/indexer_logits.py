@@ -5,8 +5,8 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
-from glm5_ops.ops._index_checks import PAGE, check_pages, check_windows
-from glm5_ops.ops._op import op, stream_of, workspace_of
+from glm5_ops.ops._indices import PAGE, check_block_table, check_windows
+from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
 CONTRACT = Contract(
     "indexer_logits",
@@ -17,6 +17,10 @@ CONTRACT = Contract(
     windows="i32[tokens, 2]",
     k_scales="f32[keys] any?",
     out="f32[tokens, keys]",
+    d_out="f32[tokens, keys]",
+    d_q="bf16[tokens, heads, dim]",
+    d_k="bf16[keys, dim]",
+    d_weights="f32[tokens, heads]",
 )
 PAGED = Contract(
     "indexer_logits_paged",
@@ -73,10 +77,11 @@ def indexer_logits(
             sentence. CPUs always do; a GPU without it cuts them to the keys.
 
     Returns:
-        out, f32[tokens, keys].
+        out, f32[tokens, keys]. Differentiable in q, k and weights, with e4m3 in weights; relu' at 0 is 0. The gradients
+        have the same bits on every CPU and for every number of threads.
     """
     out = _outputs(q, k, weights, windows, k_scales, check_indices)
-    if check_indices and q.is_cuda:
+    if check_indices:
         check_windows("indexer_logits", windows, k.shape[0])
     workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
     _native.indexer_logits(q, k, weights, windows, k_scales, out, workspace, stream_of(q))
@@ -133,10 +138,51 @@ def indexer_logits_paged(
         out, f32[tokens, max_pages * 64].
     """
     out = _outputs_paged(q, weights, cache, block_table, sequences, windows, check_indices)
-    if check_indices and q.is_cuda:
+    if check_indices:
         check_windows("indexer_logits_paged", windows, out.shape[1])
-        check_pages("indexer_logits_paged", block_table, sequences, windows, cache.shape[0])
+        check_block_table("indexer_logits_paged", block_table, sequences, windows, out.shape[1], cache.shape[0])
     workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
     pages = cache if cache.dtype == torch.uint8 else cache.flatten(1).view(torch.uint8)
     _native.indexer_logits_paged(q, weights, pages, block_table, sequences, windows, out, workspace, stream_of(q))
     return out
+
+
+def _gradients(
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None, only_weights: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = CONTRACT.check(q=q, k=k, weights=weights, windows=windows, k_scales=k_scales, d_out=d_out)
+    d_weights = CONTRACT.empty("d_weights", lengths, like=q)
+    if only_weights:
+        lengths |= {"tokens": 0, "keys": 0}
+    return CONTRACT.empty("d_q", lengths, like=q), CONTRACT.empty("d_k", lengths, like=q), d_weights
+
+
+@op(fake=_gradients, public=False)
+def indexer_logits_bwd(
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None, only_weights: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d_q, d_k and d_weights; the first two with 0 rows where only those of the weights are wanted."""
+    d_q, d_k, d_weights = _gradients(d_out, q, k, weights, windows, k_scales, only_weights)
+    workspace = workspace_of(q, lambda: _native.indexer_logits_bwd_workspace_bytes(q.shape[1], q.shape[2]))
+    _native.indexer_logits_bwd(
+        q, k, weights, windows, k_scales, d_out, only_weights, d_q, d_k, d_weights, workspace
+    )  # fmt: skip
+    return d_q, d_k, d_weights
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, weights, windows, k_scales, _ = inputs
+    needs = ctx.needs_input_grad
+    CONTRACT.require(q.dtype == torch.bfloat16 or not (needs[0] or needs[1]), "q", "bf16 to have a gradient", q)
+    CONTRACT.require(not needs[4], "k_scales", "without gradient", k_scales)
+    ctx.save_for_backward(q, k, weights, windows, k_scales)
+
+
+def _backward(ctx, d_out: Tensor):
+    needs = ctx.needs_input_grad
+    d_q, d_k, d_weights = indexer_logits_bwd(d_out.contiguous(), *ctx.saved_tensors, not (needs[0] or needs[1]))
+    wanted = (d if needed else None for d, needed in zip((d_q, d_k, d_weights), needs, strict=False))
+    return *wanted, None, None, None
+
+
+differentiable(indexer_logits, save=_save, backward=_backward)

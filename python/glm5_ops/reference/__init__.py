@@ -7,7 +7,9 @@ from glm5_ops.reference.dequantize_fp8 import dequantize_fp8
 from glm5_ops.reference.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.reference.gemm import gemm, gemm_into
 from glm5_ops.reference.indexer_logits import indexer_logits, indexer_logits_paged
+from glm5_ops.reference.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
+from glm5_ops.reference.topk_select import topk_select
 
 __all__ = [
     "dequantize_fp8",
@@ -17,5 +19,8 @@ __all__ = [
     "gemm_into",
     "indexer_logits",
     "indexer_logits_paged",
+    "indexer_topk",
+    "indexer_topk_paged",
     "quantize_fp8",
+    "topk_select",
 ]

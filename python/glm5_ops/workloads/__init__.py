@@ -7,7 +7,7 @@ from importlib import import_module
 
 from glm5_ops.workloads._workload import Case, Workload
 
-MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_logits", "quantize_fp8")
+MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_logits", "indexer_topk", "quantize_fp8", "topk_select")
 
 
 def all_workloads() -> dict[str, Workload]:

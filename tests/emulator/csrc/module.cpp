@@ -11,6 +11,7 @@ void bind_gemm(nb::module_&);
 void bind_indexer_logits(nb::module_&);
 void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
+void bind_topk_select(nb::module_&);
 
 namespace {
 
@@ -35,6 +36,7 @@ NB_MODULE(_native_emulated, m) {
   bind_indexer_logits(m);
   bind_indexer_topk(m);
   bind_quantize_fp8(m);
+  bind_topk_select(m);
 }
 
 }  // namespace glm5

@@ -1,0 +1,64 @@
+"""What ``check_indices`` asks of windows and block tables, with torch's operations, on any device.
+
+The CPU kernels ask the same at every call (csrc/core/window_check.h); on a GPU each question waits for the device.
+"""
+
+import torch
+from torch import Tensor
+
+PAGE = 64
+
+
+def check_windows(op: str, windows: Tensor, keys: int) -> None:
+    """Refuse a window that is no range within the keys.
+
+    Raises:
+        ValueError: a sentence with the first row at fault.
+    """
+    start, end = windows.unbind(1)
+    row = _first((start < 0) | (start > end) | (end > keys))
+    if row is not None:
+        raise ValueError(
+            f"{op}: windows[{row}] must be a range within the {keys} keys; got [{int(start[row])}, {int(end[row])}]"
+        )
+
+
+def check_block_table(
+    op: str, block_table: Tensor, sequences: Tensor, windows: Tensor | None, keys: int, pages: int | None = None
+) -> None:
+    """Refuse a sequence that the table lacks, a window beyond its pages, and entries that are no pages of the cache.
+
+    Only the entries that a window uses are looked at. Without ``windows`` every row uses all keys; without ``pages`` an
+    entry need only be 0 or more.
+
+    Raises:
+        ValueError: a sentence with the first row at fault.
+    """
+    count, columns = block_table.shape
+    row = _first((sequences < 0) | (sequences >= count))
+    if row is not None:
+        got = int(sequences[row])
+        raise ValueError(f"{op}: sequences[{row}] must be a row of block_table, which has {count}; got {got}")
+    whole = torch.tensor([[0, keys]], device=block_table.device)
+    start, end = (whole.expand(len(sequences), 2) if windows is None else windows).long().unbind(1)
+    row = _first((start < end) & (end > columns * PAGE))
+    if row is not None:
+        raise ValueError(
+            f"{op}: the window of row {row} must end within the {columns} pages of block_table; "
+            f"got [{int(start[row])}, {int(end[row])}]"
+        )
+    entries = block_table[sequences.long()]
+    page = torch.arange(columns, device=block_table.device)
+    used = (page * PAGE < end[:, None]) & ((page + 1) * PAGE > start[:, None]) & (start < end)[:, None]
+    bad = used & ((entries < 0) | (entries >= (2**31 if pages is None else pages)))
+    row = _first(bad.any(dim=1))
+    if row is not None:
+        column = _first(bad[row])
+        raise ValueError(
+            f"{op}: block_table[{int(sequences[row])}, {column}] must be a page of the cache, since the window of row "
+            f"{row} uses it; got {int(entries[row, column])}"
+        )
+
+
+def _first(bad: Tensor) -> int | None:
+    return int(bad.int().argmax()) if bool(bad.any()) else None
