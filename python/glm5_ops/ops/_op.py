@@ -56,11 +56,8 @@ def stream_of(tensor: Tensor) -> int:
 
 def workspace_of(tensor: Tensor, cpu_bytes: Callable[[], int], cuda_bytes: Callable[[], int] | None = None) -> Tensor:
     """Scratch for one call, on the tensor's device; most CUDA kernels need none."""
-    if tensor.is_cuda:
-        size = 0 if cuda_bytes is None else cuda_bytes()
-    else:
-        size = cpu_bytes()
-    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
+    wanted = cuda_bytes if tensor.is_cuda else cpu_bytes
+    return torch.empty(0 if wanted is None else wanted(), dtype=torch.uint8, device=tensor.device)
 
 
 def _on_its_gpu(function: Callable) -> Callable:
