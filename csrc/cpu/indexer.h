@@ -36,19 +36,18 @@ struct IndexerShape {
   }
 };
 
-// Where an item lies. Late tokens, which see most keys in a causal window, come first: the last items are short ones.
+// Where an item lies.
 struct IndexerItem {
   i64 first_token, tokens, first_key, keys;
 
   GLM5_INLINE static i64 count(i64 tokens, i64 keys, i64 group) {
     return ceil_div(tokens, group) * ceil_div(keys, kIndexerKeys);
   }
-  GLM5_INLINE IndexerItem(i64 item, i64 all_tokens, i64 all_keys, i64 group) {
+  // Late tokens, which see most keys in a causal window, come first: the last items are short ones.
+  GLM5_INLINE static IndexerItem of(i64 item, i64 all_tokens, i64 all_keys, i64 group) {
     const i64 chunks = ceil_div(all_keys, kIndexerKeys), groups = ceil_div(all_tokens, group);
-    first_token = (groups - 1 - item / chunks) * group;
-    tokens = smaller(group, all_tokens - first_token);
-    first_key = item % chunks * kIndexerKeys;
-    keys = smaller(kIndexerKeys, all_keys - first_key);
+    const i64 token = (groups - 1 - item / chunks) * group, key = item % chunks * kIndexerKeys;
+    return {token, smaller(group, all_tokens - token), key, smaller(kIndexerKeys, all_keys - key)};
   }
 };
 

@@ -9,39 +9,39 @@
 
 namespace glm5::cuda {
 
-constexpr int kTopkBins = 2048;
+constexpr int kCandidateBins = 2048;
 
 template <int kThreads>
-struct TopkTeamStorage {
-  u32 bins[kTopkBins];  // of a histogram; or a bitmap of 65,536 indices
+struct CandidateTeamStorage {
+  u32 bins[kCandidateBins];  // of a histogram; or a bitmap of 65,536 indices
   u64 of_warps[kThreads / 32];
   int4 found;  // by one thread, for all
   int kept;
 };
 
 // Candidates in memory.
-struct TopkCandidates {
+struct Candidates {
   i32* orders;
   i32* indices;
   int count;
 };
 
 // Chosen are those above `order`, and of those equal to it the ones whose index is below index_end.
-struct TopkCut {
+struct CandidateCut {
   i32 order;
   u32 index_end;
   __device__ __forceinline__ bool chooses(i32 of, i32 index) const {
     return of > order || (of == order && static_cast<u32>(index) < index_end);
   }
 };
-constexpr TopkCut kTopkAll{kOrderOfNan, 0xffffffffu};
+constexpr CandidateCut kAllCandidates{kOrderOfNan, 0xffffffffu};
 
 // All functions are called by all threads of the team, which then agree.
 template <int kThreadsOf>
-struct TopkTeam {
-  static constexpr int kThreads = kThreadsOf, kWarps = kThreads / 32, kBinsEach = kTopkBins / kThreads;
+struct CandidateTeam {
+  static constexpr int kThreads = kThreadsOf, kWarps = kThreads / 32, kBinsEach = kCandidateBins / kThreads;
 
-  TopkTeamStorage<kThreads>& smem;
+  CandidateTeamStorage<kThreads>& smem;
   int thread, barrier;
 
   __device__ __forceinline__ void sync() const { ptx::bar_sync(barrier, kThreads); }
@@ -84,13 +84,13 @@ struct TopkTeam {
   // ---- the cut ----
 
   __device__ __forceinline__ void clear_bins() const {
-    for (int bin = thread; bin < kTopkBins; bin += kThreads) smem.bins[bin] = 0;
+    for (int bin = thread; bin < kCandidateBins; bin += kThreads) smem.bins[bin] = 0;
     sync();
   }
 
   // visit(order, index) for this thread's share; several loads are under way at once.
   template <class Visit>
-  __device__ __forceinline__ void for_each(const TopkCandidates& from, Visit visit) const {
+  __device__ __forceinline__ void for_each(const Candidates& from, Visit visit) const {
     constexpr int kBatch = 4;
     for (int first = thread; first < from.count; first += kBatch * kThreads) {
       i32 orders[kBatch], indices[kBatch];
@@ -115,7 +115,7 @@ struct TopkTeam {
   template <bool kHighestFirst>
   __device__ __forceinline__ Digit find(int wanted) const {
     sync();
-    const auto digit_of = [](int place) { return kHighestFirst ? kTopkBins - 1 - place : place; };
+    const auto digit_of = [](int place) { return kHighestFirst ? kCandidateBins - 1 - place : place; };
     int sum = 0, total;
     for (int i = 0; i < kBinsEach; ++i) sum += smem.bins[digit_of(thread * kBinsEach + i)];
     int before = sum_before(sum, total);
@@ -135,7 +135,7 @@ struct TopkTeam {
 
   // The cut above which `wanted` of more candidates are, or up to `slack` more. Digits of 11, 11 and 10 bits of the
   // order, then of the index where more are equal than are wanted.
-  __device__ __forceinline__ TopkCut cut(const TopkCandidates& from, int wanted, int slack) const {
+  __device__ __forceinline__ CandidateCut cut(const Candidates& from, int wanted, int slack) const {
     const auto shift_of = [](int pass) { return pass == 0 ? 21 : pass == 1 ? 10 : 0; };
     const auto is_of = [=](u32 value, u32 prefix, int pass) {  // equal in the digits before
       return pass == 0 || value >> shift_of(pass - 1) == prefix >> shift_of(pass - 1);
@@ -174,7 +174,7 @@ struct TopkTeam {
   // ---- what stays ----
 
   // Moves the chosen ones to `to`, which may be where they are; returns how many, and raises best_left_out.
-  __device__ __forceinline__ int keep(const TopkCandidates& from, const TopkCandidates& to, const TopkCut& cut,
+  __device__ __forceinline__ int keep(const Candidates& from, const Candidates& to, const CandidateCut& cut,
                                       i32& best_left_out) const {
     constexpr int kBatch = 4;
     const int lane = thread % 32;
@@ -210,9 +210,9 @@ struct TopkTeam {
   // store(place, index) for the chosen ones, indices ascending, all within [begin, end); returns how many. worst and
   // best_left_out are lowered and raised by this thread's share.
   template <class Store>
-  __device__ __forceinline__ int emit(const TopkCandidates& from, const TopkCut& cut, i64 begin, i64 end, i32& worst,
+  __device__ __forceinline__ int emit(const Candidates& from, const CandidateCut& cut, i64 begin, i64 end, i32& worst,
                                       i32& best_left_out, Store store) const {
-    constexpr int kRange = 32 * kTopkBins, kWordsEach = kBinsEach;
+    constexpr int kRange = 32 * kCandidateBins, kWordsEach = kBinsEach;
     int emitted = 0;
     for (i64 base = begin; base < end; base += kRange) {
       clear_bins();

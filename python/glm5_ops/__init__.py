@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         indexer_logits_at,
         indexer_logits_at_bwd,
         indexer_logits_paged,
+        indexer_topk,
+        indexer_topk_paged,
         quantize_fp8,
         topk_select,
     )
@@ -37,6 +39,8 @@ __all__ = [
     "indexer_logits_at",
     "indexer_logits_at_bwd",
     "indexer_logits_paged",
+    "indexer_topk",
+    "indexer_topk_paged",
     "quantize_fp8",
     "topk_select",
 ]

@@ -17,6 +17,8 @@ FLAGS = ["-std=c++20", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "--exp
 INSTRUCTIONS = {
     r"fp8_gemm_kernel": {"QGMMA", "UTMALDG"},  # FP8 wgmma and the copy engine
     r"gemm_bf16_kernel": {"HGMMA", "UTMALDG"},  # bf16 wgmma
+    r"indexer_(logits|topk)_kernel.*e4m3": {"QGMMA", "UTMALDG"},
+    r"indexer_(logits|topk)_kernel.*bf16": {"HGMMA", "UTMALDG"},
 }
 # What ptxas says when it waits for every wgmma at once, or ignores setmaxnreg.
 WARNINGS = re.compile(r"\bC75\d\d\b")

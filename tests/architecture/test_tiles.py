@@ -119,10 +119,62 @@ int main() {
 }
 """
 
+# Spans and blocks cover every tile of every query; no buffer can overflow; the workspace is bounded by topk.
+INDEXER_PLANS = """
+#include <cstdio>
+#include <vector>
+#include "ops/indexer_topk/config.h"
+using namespace glm5;
+using namespace glm5::indexer_topk_sm90;
+static_assert(choose_plan(128, 131072, 32, 2048).cut.splits == 8);
+static_assert(choose_plan(32768, 32768, 32, 2048).cut.splits == 1);
+int scores(i64 tokens, i64 keys, i64 heads, int sms) {
+  const cuda::IndexerPlan plan = cuda::indexer_plan(tokens, keys, heads, sms);
+  if (plan.grid < 1 || plan.grid > sms || plan.grid > plan.items() || plan.splits != 1) return 1;
+  if (i64{plan.blocks} * plan.queries < tokens || (i64{plan.blocks} - 1) * plan.queries >= tokens) return 2;
+  if (i64{plan.spans} * plan.span_tiles < plan.tiles || (i64{plan.spans} - 1) * plan.span_tiles >= plan.tiles) return 3;
+  if (i64{plan.tiles} * 64 < keys || plan.queries * heads != 256) return 4;
+  return 0;
+}
+int choice(i64 tokens, i64 keys, i64 heads, i64 topk) {
+  const Plan plan = choose_plan(tokens, keys, heads, topk);
+  const i64 chunk = i64{plan.chunk_tiles} * 64, share = ceil_div(i64{plan.cut.tiles}, plan.cut.splits) * 64;
+  if (plan.cut.spans != 1 || plan.cut.splits < 1 || plan.cut.grid < 1 || plan.cut.grid > kSms) return 5;
+  if (plan.capacity < share && plan.limit + chunk > plan.capacity) return 6;
+  if (plan.limit != 0x7fffffff && plan.limit < topk + chunk) return 7;
+  if (plan.slots < smaller(topk, share) || (plan.cut.splits > 1 && plan.cut.items() > 4 * kSms)) return 8;
+  const i64 rows = larger(smaller(tokens, 8 * kSms), 8 * plan.cut.grid) + 4 * 8 * kSms;
+  if (workspace_bytes(plan, tokens) > rows * (topk + 3 * chunk) * 8 + 2 * kAlignment) return 9;
+  return 0;
+}
+int main() {
+  for (i64 tokens : {1, 2, 7, 8, 9, 128, 600, 1055, 1056, 1057, 4096, 131072}) {
+    for (i64 keys : {1, 63, 64, 65, 130, 4096, 131072, 1000000}) {
+      for (i64 heads : {32, 64}) {
+        for (int sms : {1, 2, 78, 132}) {
+          if (const int fault = scores(tokens, keys, heads, sms)) {
+            std::printf("limit %d broken at %ld tokens, %ld keys\\n", fault, long(tokens), long(keys));
+            return 1;
+          }
+        }
+        for (i64 topk : {1, 3, 512, 2048, 4096, 200000}) {
+          if (const int fault = choice(tokens, keys, heads, topk)) {
+            std::printf("limit %d broken at %ld tokens, %ld keys, topk %ld\\n", fault, long(tokens), long(keys),
+                        long(topk));
+            return 1;
+          }
+        }
+      }
+    }
+  }
+}
+"""
+
 
 def run(text: str, folder: Path, edit=lambda header: header) -> subprocess.CompletedProcess:
     """Compiles and runs a program; `edit` changes the library's headers first, to plant a fault."""
-    for name in ("cuda/tile_scheduler.cuh", "cuda/gemm_config.h", "ops/fp8_gemm/config.h", "ops/gemm/config.h"):
+    configs = tuple(f"ops/{op}/config.h" for op in ("fp8_gemm", "gemm", "indexer_topk"))
+    for name in ("cuda/tile_scheduler.cuh", "cuda/gemm_config.h", "cuda/indexer_plan.h", *configs):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(edit((ROOT / "csrc" / name).read_text()))
     (folder / "main.cpp").write_text(text)
@@ -136,7 +188,7 @@ def test_every_tile_is_taken_exactly_once(tmp_path):
     assert run(TILES, tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("text", [CONFIGS, GEMM_CONFIGS], ids=["fp8_gemm", "gemm"])
+@pytest.mark.parametrize("text", [CONFIGS, GEMM_CONFIGS, INDEXER_PLANS], ids=["fp8_gemm", "gemm", "indexer"])
 def test_every_problem_gets_a_variant_that_fits(text, tmp_path):
     done = run(text, tmp_path)
     assert done.returncode == 0, done.stdout
@@ -150,6 +202,8 @@ def test_every_problem_gets_a_variant_that_fits(text, tmp_path):
         (CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
         (GEMM_CONFIGS, "{Schedule::swap_ab, 64, 16, 1, 20, false}", "{Schedule::swap_ab, 64, 16, 1, 24, false}"),
         (GEMM_CONFIGS, "(variant.cluster == 1 || !layout.by_hand) &&", "true &&"),
+        (INDEXER_PLANS, "ceil_div(tokens, queries), tiles", "tokens / queries, tiles"),
+        (INDEXER_PLANS, "wanted = topk + 3 * chunk", "wanted = topk + chunk"),
     ],
 )
 def test_a_planted_fault_is_found(text, right, wrong, tmp_path):

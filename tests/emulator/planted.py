@@ -13,6 +13,10 @@ GEMM = "ops/gemm/kernel_sm90.cuh"
 RING = "cuda/pipeline.cuh"
 WGMMA = "cuda/ptx/wgmma.cuh"
 STORE = "cuda/tile_store.cuh"
+SCORES = "cuda/indexer_scores.cuh"
+LOGITS = "ops/indexer_logits/kernel_sm90.cuh"
+TOPK = "ops/indexer_topk/kernel_sm90.cuh"
+CANDIDATES = "cuda/topk_candidates.cuh"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ RAGGED = {"m": 200, "n": 300, "k": 1300, "sms": 2}
 RAGGED_BF16 = {"m": 200, "n": 300, "k": 712, "sms": 2}
 SWAPPED = {"m": 30, "n": 200, "k": 128 * 40, "sms": 1}
 BY_HAND = {"m": 70, "n": 90, "k": 515, "sms": 1, "pad": 1}
+# More tiles than stages (12), several items for each block, ragged in tokens and keys.
+DENSE_KEYS = {"tokens": 21, "keys": 64 * 15 + 5, "sms": 2}
+PAGED_KEYS = {"tokens": 11, "keys": 64 * 15, "sms": 2, "paged": True}
+BEST_KEYS = {"tokens": 11, "keys": 64 * 9 + 5, "topk": 40, "sms": 2}
 
 
 def _fp8(name, checks, *edits, variant=FP8_ROWS, problem=RAGGED, **more):
@@ -49,6 +57,18 @@ def _gemm(name, checks, *edits, variant=BF16_ROWS, problem=RAGGED_BF16, **more):
     return Planted(name, "gemm", variant, edits, frozenset(checks.split()), problem, **more)
 
 
+def _logits(name, checks, *edits, variant=5, problem=DENSE_KEYS, **more):
+    return Planted(name, "indexer_logits", variant, edits, frozenset(checks.split()), problem, **more)
+
+
+def _topk(name, checks, *edits, variant=1, problem=BEST_KEYS, **more):
+    return Planted(name, "indexer_topk", variant, edits, frozenset(checks.split()), problem, **more)
+
+
+_FEW_STAGES = (SCORES, "kE4m3 ? 12 : 4;", "kE4m3 ? 2 : 4;")  # so that they are used again at once
+_FACTORS = "    const IndexerFactors<T> factors(smem, here.stage, me);\n"
+_KEYS_BACK = "    smem.key_ring.template release<1>(here, me.lane);\n"
+_QUERIES_BACK = "    if (reaches) {\n      smem.query_ring.template release<1>(query_at, me.lane);\n"
 _STEP_AHEAD = "  ptx::wgmma_wait_group<1>();\n  finish<T>(total, part, Scales<T>(smem, here.stage"
 _START = "    smem.ring.init(1, T::kConsumerWarps * T::kCluster);\n    ptx::fence_mbarrier_init();\n"
 _CLUSTER_END = (
@@ -241,5 +261,130 @@ FAULTS = [
         "a column too many is written",
         "bounds values",
         (STORE, "i < out.m ? out.n - j : 0", "i < out.m ? out.n - j + 1 : 0"),
+    ),
+    # ---- the indexer's scores
+    _logits(
+        "a stage of keys is given back while wgmma reads it",
+        "race operands",
+        (
+            SCORES,
+            "    multiply(ahead);\n    ptx::wgmma_wait_group<1>();\n",
+            "    multiply(ahead);\n    ptx::wgmma_wait_group<2>();\n",
+        ),
+        _FEW_STAGES,
+    ),
+    _logits(
+        "a stage is given back before its scales are read",
+        "race",
+        (
+            SCORES,
+            _FACTORS + _KEYS_BACK,
+            _KEYS_BACK + _FACTORS,
+        ),
+        _FEW_STAGES,
+    ),
+    _logits(
+        "queries are given back before the last tile",
+        "race operands",
+        (
+            SCORES,
+            _QUERIES_BACK,
+            _QUERIES_BACK.replace("smem", "if (me.warpgroup == 0) smem"),
+        ),
+        (SCORES, "query_ring.init(2, T::kMathWarps);", "query_ring.init(2, T::kMathWarps / 2);"),
+        schedules=(("late", 0), ("lowest", 0), ("highest", 0), ("random", 1), ("random", 2), ("random", 3)),
+    ),
+    _logits(
+        "weights are not waited for",
+        "race uninitialised values mbarrier",
+        (SCORES, "query_ring.init(2, T::kMathWarps);", "query_ring.init(1, T::kMathWarps);"),
+    ),
+    _logits(
+        "a warpgroup without queries in a run does not pass its tiles on",
+        "deadlock",
+        (SCORES, "        math.pass_on(run.last_tile - run.first_tile);\n", ""),
+        problem=PAGED_KEYS,
+    ),
+    _logits(
+        "the lanes of a quad add up the wrong sums",
+        "values",
+        (SCORES, "kept = odd ? sums[2 * i + 1] : sums[2 * i];", "kept = odd ? sums[2 * i] : sums[2 * i + 1];"),
+    ),
+    _logits(
+        "weights of the neighbouring pair",
+        "values",
+        (SCORES, "__fmaf_rn(weights[2 * group + i % 2],", "__fmaf_rn(weights[2 * group + i / 2],"),
+    ),
+    _logits(
+        "a page of the table too far",
+        "values",
+        (SCORES, "__shfl_sync(0xffffffff, batch, place % 32)", "__shfl_sync(0xffffffff, batch, (place + 1) % 32)"),
+        problem=PAGED_KEYS,
+    ),
+    _logits(
+        "keys beyond the last are stored",
+        "bounds values",
+        (LOGITS, "if (key < keys) row[key]", "if (keys > 0) row[key]"),
+    ),
+    _logits(
+        "the window's end counts",
+        "values",
+        (LOGITS, "page_exists && key >= start && key < end;", "page_exists && key >= start && key <= end;"),
+    ),
+    _logits(
+        "no minus infinity after the last tile",
+        "values",
+        (LOGITS, "        fill(place(run.last_tile), place(item.last_tile));\n", ""),
+    ),
+    # ---- selection
+    _topk(
+        "no barrier before the buffers are looked at",
+        "race values",
+        (
+            TOPK,
+            "  __device__ __forceinline__ void checkpoint() {\n    team.sync();\n",
+            "  __device__ __forceinline__ void checkpoint() {\n",
+        ),
+    ),
+    _topk(
+        "keys are appended while others still look",
+        "race values bounds",
+        (TOPK, "    team.sync();  // before anyone appends again\n", ""),
+    ),
+    _topk(
+        "the bound is too high",
+        "values",
+        (TOPK, "smem.bounds[query] = cut.order + 1;", "smem.bounds[query] = cut.order + (1 << 22);"),
+    ),
+    _topk("the last run's counts", "race", (TOPK, "    team.sync();  // before the next run clears the counts\n", "")),
+    _topk(
+        "buffers are not looked at in time",
+        "bounds values",
+        (
+            "ops/indexer_topk/config.h",
+            "wanted < all ? static_cast<int>(wanted - chunk)",
+            "wanted < all ? static_cast<int>(wanted + 2 * chunk)",
+        ),
+    ),
+    _topk(
+        "what moves overtakes what is read",
+        "values",
+        (CANDIDATES, "      sync();  // what is written below lies before what is still to be read\n", ""),
+        problem=BEST_KEYS | {"topk": 300, "keys": 64 * 30},
+    ),
+    _topk(
+        "a split keeps one too few",
+        "values",
+        (TOPK, "from.count > topk ? team.cut(from, topk, 0)", "from.count >= topk ? team.cut(from, topk - 1, 0)"),
+        variant=3,
+    ),
+    _topk(
+        "a digit of the cut is lost",
+        "values",
+        (
+            CANDIDATES,
+            "wanted -= found.before;\n      if (found.count - wanted <= slack)",
+            "wanted -= found.before;\n      if (pass == 1)",
+        ),
     ),
 ]

@@ -5,6 +5,7 @@ import pytest
 
 from tests.emulator import planted
 from tests.emulator.doors import Lab, compile_door
+from tests.emulator.indexer_doors import IndexerLab
 
 pytestmark = pytest.mark.slow  # a compilation for each fault
 
@@ -15,12 +16,16 @@ CLEAN = {
     "fp8 swapped": ("fp8_gemm", planted.FP8_SWAPPED, planted.SWAPPED),
     "bf16 rows": ("gemm", planted.BF16_ROWS, planted.RAGGED_BF16),
     "bf16 by hand": ("gemm", planted.BF16_ROWS, planted.BY_HAND),
+    "scores of dense keys": ("indexer_logits", 5, planted.DENSE_KEYS),
+    "scores of paged keys": ("indexer_logits", 5, planted.PAGED_KEYS),
+    "the best keys": ("indexer_topk", 1, planted.BEST_KEYS),
+    "the best keys, split": ("indexer_topk", 3, planted.BEST_KEYS),
 }
 
 
 def run(op, variant, edits, folder, problem, schedules):
     """The first (check, sentence) that speaks; `values` where the result is wrong."""
-    lab = Lab(compile_door(op, variant, folder, edits))
+    lab = (IndexerLab if op.startswith("indexer") else Lab)(compile_door(op, variant, folder, edits))
     first = None
     for schedule, seed in schedules:
         outcome, reference, bound = getattr(lab, op)(variant, **problem, schedule=schedule, seed=seed)

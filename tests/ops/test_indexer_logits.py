@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glm5_ops import _native, indexer_logits, indexer_logits_paged, reference
-from glm5_ops.ops._index_checks import check_pages, check_windows
+from glm5_ops.ops._indices import check_block_table, check_windows
 from glm5_ops.reference.indexer_logits import keys_of
 from glm5_ops.workloads._indexer import PAGE
 from glm5_ops.workloads.indexer_logits import (
@@ -344,30 +344,19 @@ def test_misuse_of_the_paged_form_is_answered_with_a_sentence(wrong, sentence):
 def test_a_wrong_window_is_answered_with_the_same_sentence_by_the_door_and_by_check_indices(window):
     inputs = IndexerLogitsCase(4, 6, 2, 8).inputs()
     inputs["windows"][2] = torch.tensor(window, dtype=torch.int32)
-    sentence = "indexer_logits: windows must be [start, end) with 0 <= start <= end <= 6; windows[2] is "
-    sentence += f"[{window[0]}, {window[1]})"
-    assert harness.message_of(indexer_logits, **inputs).startswith(sentence + " (csrc/core/windows_check.h:")
+    sentence = f"indexer_logits: windows[2] must be a range within the 6 keys; got {window}"
+    assert harness.message_of(indexer_logits, **inputs).startswith(sentence + " (csrc/core/window_check.h:")
     assert harness.message_of(check_windows, "indexer_logits", inputs["windows"], 6) == sentence
 
 
 @pytest.mark.parametrize(
     ("name", "index", "value", "sentence"),
     [
-        ("sequences", (1,), 2, "sequences must be rows of block_table, below 2; sequences[1] is 2"),
-        ("sequences", (0,), -1, "sequences must be rows of block_table, below 2; sequences[0] is -1"),
-        (
-            "block_table",
-            (0, 1),
-            99,
-            "block_table must have pages below 5 wherever a window reaches; block_table[0, 1] ",
-        ),
-        (
-            "block_table",
-            (0, 0),
-            -1,
-            "block_table must have pages below 5 wherever a window reaches; block_table[0, 0] ",
-        ),
-        ("windows", (1, 1), 193, "windows must be [start, end) with 0 <= start <= end <= 192; windows[1] is [0, 193)"),
+        ("sequences", (1,), 2, "sequences[1] must be a row of block_table, which has 2; got 2"),
+        ("sequences", (0,), -1, "sequences[0] must be a row of block_table, which has 2; got -1"),
+        ("block_table", (0, 1), 99, "block_table[0, 1] must be a page of the cache, since the window of row 0 uses it"),
+        ("block_table", (1, 0), -1, "block_table[1, 0] must be a page of the cache, since the window of row 1 uses it"),
+        ("windows", (1, 1), 193, "windows[1] must be a range within the 192 keys; got [0, 193]"),
     ],
 )
 def test_wrong_indices_of_the_paged_form_are_answered_with_a_sentence(name, index, value, sentence):
@@ -379,16 +368,19 @@ def test_wrong_indices_of_the_paged_form_are_answered_with_a_sentence(name, inde
     assert message.startswith("indexer_logits_paged: " + sentence)
 
     def check() -> None:
-        check_windows("indexer_logits_paged", inputs["windows"], inputs["block_table"].shape[1] * PAGE)
-        check_pages("indexer_logits_paged", inputs["block_table"], inputs["sequences"], inputs["windows"], 5)
+        check_windows("indexer_logits_paged", inputs["windows"], 192)
+        operands = (inputs[n] for n in ("block_table", "sequences", "windows"))
+        check_block_table("indexer_logits_paged", *operands, keys=192, pages=5)
 
-    assert message.startswith(harness.message_of(check) + " (csrc/core/windows_check.h:")
+    assert message.startswith(harness.message_of(check) + " (csrc/core/window_check.h:")
 
 
 def test_right_indices_pass_the_checks():
     inputs = IndexerLogitsPagedCase(3, 150, 2).inputs()
-    check_windows("op", inputs["windows"], inputs["block_table"].shape[1] * PAGE)
-    check_pages("op", inputs["block_table"], inputs["sequences"], inputs["windows"], inputs["cache"].shape[0])
+    keys = inputs["block_table"].shape[1] * PAGE
+    check_windows("op", inputs["windows"], keys)
+    operands = (inputs[n] for n in ("block_table", "sequences", "windows"))
+    check_block_table("op", *operands, keys=keys, pages=inputs["cache"].shape[0])
 
 
 def test_an_unaligned_cache_is_refused():

@@ -73,12 +73,10 @@ void bind_indexer_logits(nb::module_& m) {
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "indexer_logits_bwd",
-      [](Argument<IndexerTensor<3>> q, Argument<IndexerTensor<2>> k, Argument<Tensor<const f32, 2>> weights,
-         Argument<Tensor<const i32, 2>> windows, Argument<Tensor<const f32, 1>> k_scales,
-         Argument<Tensor<const f32, 2>> d_out, bool only_weights, Argument<Tensor<bf16, 3>> d_q,
-         Argument<Tensor<bf16, 2>> d_k, Argument<Tensor<f32, 2>> d_weights, Argument<Tensor<u8, 1>> workspace) {
-        const IndexerOperands operands{q.tensor, weights.tensor, windows.tensor, false, k.tensor, k_scales.tensor,
-                                       {},       {},             {}};
+      [](Q q, K k, F32Matrix weights, I32Matrix windows, Argument<Tensor<const f32, 1>> k_scales, F32Matrix d_out,
+         bool only_weights, Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k,
+         Argument<Tensor<f32, 2>> d_weights, Argument<Tensor<u8, 1>> workspace) {
+        const IndexerOperands operands = dense(q, k, weights, windows, k_scales);
         require(!q.on_cuda, "indexer_logits: the gradient runs on the CPU only");
         indexer_logits_bwd_cpu({operands, d_out.tensor, only_weights, d_q.tensor, d_k.tensor, d_weights.tensor,
                                 workspace.tensor});

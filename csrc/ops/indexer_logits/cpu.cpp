@@ -1,5 +1,5 @@
 #include "core/error.h"
-#include "core/windows_check.h"
+#include "core/window_check.h"
 #include "cpu/indexer.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -80,7 +80,7 @@ void indexer_logits_cpu(const IndexerLogitsArgs& args) {
     const auto address = reinterpret_cast<std::uintptr_t>(operands.cache.data);
     require(address % 4 == 0 && operands.cache.stride[0] % 4 == 0, op,
             ": the pages of cache must lie at multiples of 4 bytes; their distance is ", operands.cache.stride[0]);
-    check_pages(op, operands.block_table, operands.sequences, operands.windows, operands.cache.shape[0]);
+    check_block_table(op, operands.block_table, operands.sequences, operands.windows, keys, operands.cache.shape[0]);
   }
   check_workspace(op, args.workspace, indexer_logits_workspace_bytes(heads, dim));
   cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, shape_of(heads, dim).group()));

@@ -14,7 +14,7 @@ GLM5_INLINE void score_items(const IndexerLogitsArgs& args, i64 begin, i64 end, 
   const cpu::IndexerShape shape{operands.q.shape[1], operands.q.shape[2], Scorer::kWithAmx};
   const cpu::IndexerScratch scratch(args.workspace, shape, thread);
   for (i64 i = begin; i < end; ++i) {
-    const cpu::IndexerItem item(i, operands.q.shape[0], operands.keys(), shape.group());
+    const cpu::IndexerItem item = cpu::IndexerItem::of(i, operands.q.shape[0], operands.keys(), shape.group());
     const cpu::ScoreRows scores{args.out.at(item.first_token, item.first_key), args.out.stride[0]};
     for (i64 t = item.first_token; t < item.first_token + item.tokens; ++t) {
       for (i64 s = 0; s < item.keys; ++s) scores.of(item, t)[s] = -__builtin_inff();

@@ -72,4 +72,11 @@ constexpr Plan choose_plan(i64 tokens, i64 keys, i64 heads, i64 topk) {
 
 constexpr i64 workspace_bytes(const Plan& plan, i64 tokens) { return plan.buffer_bytes() + plan.split_bytes(tokens); }
 
+// Scratch of one call: candidates of the queries of every block that runs, O(topk), and where tokens are few
+// O(tokens * topk). Nothing where the launcher refuses.
+constexpr i64 workspace_bytes_of(i64 tokens, i64 keys, i64 heads, i64 topk) {
+  const bool runs = tokens > 0 && topk > 0 && (heads == 32 || heads == 64);
+  return runs ? workspace_bytes(choose_plan(tokens, keys, heads, topk), tokens) : 0;
+}
+
 }  // namespace glm5::indexer_topk_sm90

@@ -17,12 +17,15 @@ struct IndexerTopkArgs {
   Tensor<i32, 2> indices;       // [tokens, topk]
   Tensor<f32, 1> margins;       // [tokens], or [0]: not asked for
   Tensor<i64, 1> fingerprints;  // [tokens], or [0]
-  Tensor<u8, 1> workspace;      // as one of the functions below says
+  Tensor<u8, 1> workspace;      // indexer_topk_workspace_bytes(), or on CUDA workspace_bytes_of() in config.h
 };
 
-// Scratch of one call on CUDA: buffers of candidates, O(topk), and where tokens are few O(tokens * topk).
-i64 indexer_topk_cuda_workspace_bytes(i64 tokens, i64 keys, i64 heads, i64 topk);
+// Scratch of one call on the CPU: candidates of a few tokens for every thread, O(topk), and where tokens are fewer than
+// threads O(threads * topk) in all.
+i64 indexer_topk_workspace_bytes(i64 tokens, i64 keys, i64 heads, i64 dim, i64 topk, bool margins);
 
+// Both for dense and for paged keys.
+void indexer_topk_cpu(const IndexerTopkArgs&);
 void indexer_topk_cuda(const IndexerTopkArgs&, void* stream);
 
 }  // namespace glm5

@@ -43,7 +43,7 @@ struct KernelArgs {
 template <class T>
 struct SharedStorage {
   cuda::IndexerStorage<T> scores;
-  cuda::TopkTeamStorage<128> teams[cuda::kIndexerWarpgroups];
+  cuda::CandidateTeamStorage<128> teams[cuda::kIndexerWarpgroups];
   int counts[T::kQueries];    // candidates in the buffer
   i32 bounds[T::kQueries];    // the least order that still passes
   i32 left_out[T::kQueries];  // the greatest order that did not
@@ -54,11 +54,11 @@ struct SharedStorage {
 // Selects among `from` and stores the token's row. best_left_out: of the keys that are not candidates any more. By a
 // whole team.
 template <class T, int kTeam>
-__device__ __forceinline__ void store_row(const KernelArgs& args, const cuda::TopkTeam<kTeam>& team, int token,
-                                          const cuda::TopkCandidates& from, i32 best_left_out) {
+__device__ __forceinline__ void store_row(const KernelArgs& args, const cuda::CandidateTeam<kTeam>& team, int token,
+                                          const cuda::Candidates& from, i32 best_left_out) {
   const auto window = cuda::indexer_window<T>(args.scoring, token);
   const int topk = args.plan.topk, keys = window.end - window.start, chosen = min(topk, keys);
-  const cuda::TopkCut cut = from.count > chosen && chosen > 0 ? team.cut(from, chosen, 0) : cuda::kTopkAll;
+  const cuda::CandidateCut cut = from.count > chosen && chosen > 0 ? team.cut(from, chosen, 0) : cuda::kAllCandidates;
   const i32* table = nullptr;
   if constexpr (T::kPaged) {
     if (args.physical && chosen > 0) table = args.scoring.block_table.at(__ldg(args.scoring.sequences.at(token)), 0);
@@ -92,7 +92,7 @@ struct SelectScores {
   const KernelArgs& args;
   const cuda::IndexerLane<T>& me;
   SharedStorage<T>& smem;
-  const cuda::TopkTeam<128> team;
+  const cuda::CandidateTeam<128> team;
   int first_query;  // of the warpgroup
 
   int start = 0, end = 0;  // of the window of this lane's query; 0, 0 where it is not in the run
@@ -111,7 +111,7 @@ struct SelectScores {
   __device__ __forceinline__ i32* buffer_of(int query) const {
     return args.buffers + (i64{blockIdx.x} * T::kQueries + query) * 2 * args.plan.capacity;
   }
-  __device__ __forceinline__ cuda::TopkCandidates candidates_of(int query, int count) const {
+  __device__ __forceinline__ cuda::Candidates candidates_of(int query, int count) const {
     i32* orders = buffer_of(query);
     return {orders, orders + args.plan.capacity, count};
   }
@@ -153,8 +153,8 @@ struct SelectScores {
   __device__ __forceinline__ void compact(int query, int count) {
     const int topk = args.plan.topk;
     const int slack = min(topk / 4, args.plan.chunk_tiles * cuda::kIndexerTile);
-    const cuda::TopkCandidates candidates = candidates_of(query, count);
-    const cuda::TopkCut cut = team.cut(candidates, topk, slack);
+    const cuda::Candidates candidates = candidates_of(query, count);
+    const cuda::CandidateCut cut = team.cut(candidates, topk, slack);
     i32 left_out = kOrderOfNan;
     const int kept = team.keep(candidates, candidates, cut, left_out);
     left_out = team.reduce(left_out, [](i32 a, i32 b) { return max(a, b); });
@@ -181,11 +181,11 @@ struct SelectScores {
   }
 
   // The best topk of a split, for the merge.
-  __device__ __forceinline__ void leave(int token, int split, const cuda::TopkCandidates& from, i32 left_out) const {
+  __device__ __forceinline__ void leave(int token, int split, const cuda::Candidates& from, i32 left_out) const {
     const int topk = args.plan.topk, slots = args.plan.slots;
-    const cuda::TopkCut cut = from.count > topk ? team.cut(from, topk, 0) : cuda::kTopkAll;
+    const cuda::CandidateCut cut = from.count > topk ? team.cut(from, topk, 0) : cuda::kAllCandidates;
     const i64 place = i64{token} * args.plan.cut.splits + split;
-    const cuda::TopkCandidates to{args.split_orders + place * slots, args.split_indices + place * slots, slots};
+    const cuda::Candidates to{args.split_orders + place * slots, args.split_indices + place * slots, slots};
     const int kept = team.keep(from, to, cut, left_out);
     for (int i = kept + team.thread; i < slots; i += 128) to.orders[i] = kOrderOfNan, to.indices[i] = -1;
     left_out = team.reduce(left_out, [](i32 a, i32 b) { return max(a, b); });
@@ -198,7 +198,7 @@ struct SelectScores {
 #pragma unroll 1
     for (int query = max(run.first, first_query); query < min(run.last, first_query + T::kHalf); ++query) {
       const int token = item.block * T::kQueries + query;
-      const cuda::TopkCandidates from = candidates_of(query, smem.counts[query]);
+      const cuda::Candidates from = candidates_of(query, smem.counts[query]);
       if (args.plan.cut.splits == 1) {
         store_row<T>(args, team, token, from, smem.left_out[query]);
       } else {
@@ -237,15 +237,15 @@ __global__ __launch_bounds__(kThreads, 1) void indexer_topk_kernel(const __grid_
 
 template <class T>
 __global__ __launch_bounds__(kMergeThreads, 1) void indexer_topk_merge_kernel(const __grid_constant__ KernelArgs args) {
-  __shared__ cuda::TopkTeamStorage<kMergeThreads> smem;
-  const cuda::TopkTeam<kMergeThreads> team{smem, static_cast<int>(threadIdx.x), 0};
+  __shared__ cuda::CandidateTeamStorage<kMergeThreads> smem;
+  const cuda::CandidateTeam<kMergeThreads> team{smem, static_cast<int>(threadIdx.x), 0};
   const int token = blockIdx.x, splits = args.plan.cut.splits;
   const i64 first = i64{token} * splits;
   i32 best_left_out = kOrderOfNan;
   for (int split = threadIdx.x; split < splits; split += kMergeThreads) {
     best_left_out = max(best_left_out, args.split_left_out[first + split]);
   }
-  const cuda::TopkCandidates from{args.split_orders + first * args.plan.slots,
+  const cuda::Candidates from{args.split_orders + first * args.plan.slots,
                                   args.split_indices + first * args.plan.slots, splits * args.plan.slots};
   store_row<T>(args, team, token, from, best_left_out);
 }

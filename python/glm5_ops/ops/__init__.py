@@ -6,6 +6,7 @@ from glm5_ops.ops.gemm import gemm, gemm_into
 from glm5_ops.ops.indexer_cache_append import indexer_cache_append
 from glm5_ops.ops.indexer_logits import indexer_logits, indexer_logits_paged
 from glm5_ops.ops.indexer_logits_at import indexer_logits_at, indexer_logits_at_bwd
+from glm5_ops.ops.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
 from glm5_ops.ops.topk_select import topk_select
 
@@ -20,6 +21,8 @@ __all__ = [
     "indexer_logits_at",
     "indexer_logits_at_bwd",
     "indexer_logits_paged",
+    "indexer_topk",
+    "indexer_topk_paged",
     "quantize_fp8",
     "topk_select",
 ]

@@ -54,12 +54,10 @@ def stream_of(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
-def workspace_of(
-    tensor: Tensor, workspace_bytes: Callable[[], int], cuda_workspace_bytes: Callable[[], int] = lambda: 0
-) -> Tensor:
-    """Scratch for a kernel; most CUDA kernels need none."""
-    size = cuda_workspace_bytes() if tensor.is_cuda else workspace_bytes()
-    return torch.empty(size, dtype=torch.uint8, device=tensor.device)
+def workspace_of(tensor: Tensor, cpu_bytes: Callable[[], int], cuda_bytes: Callable[[], int] | None = None) -> Tensor:
+    """Scratch for one call, on the tensor's device; most CUDA kernels need none."""
+    wanted = cuda_bytes if tensor.is_cuda else cpu_bytes
+    return torch.empty(0 if wanted is None else wanted(), dtype=torch.uint8, device=tensor.device)
 
 
 def _on_its_gpu(function: Callable) -> Callable:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
-from glm5_ops.ops._index_checks import PAGE, check_pages, check_windows
+from glm5_ops.ops._indices import PAGE, check_block_table, check_windows
 from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
 CONTRACT = Contract(
@@ -81,7 +81,7 @@ def indexer_logits(
         have the same bits on every CPU and for every number of threads.
     """
     out = _outputs(q, k, weights, windows, k_scales, check_indices)
-    if check_indices and q.is_cuda:
+    if check_indices:
         check_windows("indexer_logits", windows, k.shape[0])
     workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
     _native.indexer_logits(q, k, weights, windows, k_scales, out, workspace, stream_of(q))
@@ -138,9 +138,9 @@ def indexer_logits_paged(
         out, f32[tokens, max_pages * 64].
     """
     out = _outputs_paged(q, weights, cache, block_table, sequences, windows, check_indices)
-    if check_indices and q.is_cuda:
+    if check_indices:
         check_windows("indexer_logits_paged", windows, out.shape[1])
-        check_pages("indexer_logits_paged", block_table, sequences, windows, cache.shape[0])
+        check_block_table("indexer_logits_paged", block_table, sequences, windows, out.shape[1], cache.shape[0])
     workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
     pages = cache if cache.dtype == torch.uint8 else cache.flatten(1).view(torch.uint8)
     _native.indexer_logits_paged(q, weights, pages, block_table, sequences, windows, out, workspace, stream_of(q))

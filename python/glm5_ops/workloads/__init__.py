@@ -14,6 +14,7 @@ MODULES = (
     "indexer_cache_append",
     "indexer_logits",
     "indexer_logits_at",
+    "indexer_topk",
     "quantize_fp8",
     "topk_select",
 )

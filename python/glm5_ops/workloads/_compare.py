@@ -134,3 +134,71 @@ def in_f64(inputs: dict) -> dict:
 
 BITS = Rule(same_bits, "an exact function of its inputs: the reference is met to the bit")
 WITHIN_TORCH = Rule(within_torch, "a sum in f32: twice torch's own distance from the f64 result")
+
+
+@dataclass(frozen=True)
+class SelectionRule(Rule):
+    """Each row's choice against exact scores: `scores(inputs)` gives them in f64 with a bound of the error in f32."""
+
+    scores: Callable[[dict], tuple[Tensor, Tensor]]
+
+    def judge(self, reference: Callable, run: Callable, inputs: dict, got: tuple[Tensor, ...]) -> Verdict:
+        if misfit := _misfit(got, run(reference, inputs)):
+            return Verdict(False, float("inf"), 0, "outputs", misfit)
+        on_cpu = {n: v.cpu() if isinstance(v, Tensor) else v for n, v in inputs.items()}
+        exact, bound = self.scores(on_cpu)
+        return selected_by_score(tuple(g.cpu() for g in got), exact, bound, on_cpu)
+
+
+def selected_by_score(got: tuple[Tensor, Tensor, Tensor], exact: Tensor, bound: Tensor, inputs: dict) -> Verdict:
+    """Every chosen score is at least every score left out, but for the error of scores in f32.
+
+    The error counts in units of its bound. Also asked: min(topk, window length) distinct keys of the window, ascending,
+    then -1; margins as far from the exact ones as scores may be; fingerprints of the chosen set.
+
+    Args:
+        got: indices, margins, fingerprints.
+        exact: scores in f64.
+        bound: of a row's scores, the largest error.
+        inputs: of the op: windows, topk and, with ``physical``, block_table and sequences.
+    """
+    # ranks: -inf below all numbers, NaN below -inf
+    rank = torch.where(exact.isnan(), -2e300, exact.clamp(-1e300, 1e300))
+    worst_error = 0.0
+    for t, (begin, end) in enumerate(inputs["windows"].tolist()):
+        chosen = _logical(got[0][t], inputs, t)
+        wanted = list(range(begin, end))
+        if len(chosen) != min(inputs["topk"], end - begin) or sorted(set(chosen) & set(wanted)) != chosen:
+            return Verdict(False, float("inf"), 1, "bounds", f"row {t} is no ascending choice from its window")
+        left = sorted(set(wanted) - set(chosen))
+        margin = float("inf")
+        if left and chosen:
+            margin = float(rank[t, chosen].min() - rank[t, left].max())
+            worst_error = max(worst_error, -margin / float(bound[t] + 1e-300))
+        if got[1].numel() and abs(margin) < 1e299:
+            worst_error = max(worst_error, abs(float(got[1][t]) - margin) / float(bound[t] + 1e-300))
+        if got[2].numel() and int(got[2][t]) != _fingerprint(chosen):
+            return Verdict(False, float("inf"), 1, "bounds", f"fingerprint of row {t}")
+    return Verdict(worst_error <= 1, worst_error, 1, "bounds")
+
+
+def _logical(row: Tensor, inputs: dict, t: int) -> list[int]:
+    """The keys of a row of indices; a -1 between them, or what is no slot of the sequence, stays as -1."""
+    indices = row.tolist()
+    while indices and indices[-1] == -1:
+        indices.pop()
+    if not inputs.get("physical", False):
+        return indices
+    pages = {page: i for i, page in reversed(list(enumerate(inputs["block_table"][inputs["sequences"][t]].tolist())))}
+    return [pages[slot // 64] * 64 + slot % 64 if slot // 64 in pages else -1 for slot in indices]
+
+
+def _fingerprint(chosen: list[int]) -> int:
+    """The sum of splitmix64's outputs, as i64."""
+    total = 0
+    for index in chosen:
+        z = (index + 1) * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        total += z ^ (z >> 31)
+    return (total + 2**63) % 2**64 - 2**63

@@ -149,3 +149,40 @@ class PagedCase(Case):
 def packed_pages(rows: Tensor, scales: Tensor) -> Tensor:
     """u8[pages, 64*(dim+4)]: the values of a page, then its scales."""
     return torch.cat([rows.view(torch.uint8).flatten(1), scales.contiguous().view(torch.uint8)], 1)
+
+
+def exact_scores(inputs: dict) -> tuple[Tensor, Tensor]:
+    """Scores in f64, and for each row a bound of the error that they have in f32.
+
+    A score adds up q . k of all heads. No sum of f32 is longer than 16 products of a step, dim / 32 steps, heads / 4
+    heads and a few more; each addition errs by up to 2^-24 of a partial sum, which is as large as the product, or as
+    the root of its terms' squares where these cancel. A comparison takes two scores.
+    """
+    q, weights, windows = inputs["q"].double(), inputs["weights"].double(), inputs["windows"].long()
+    tokens, heads, dim = q.shape
+    if "cache" in inputs:
+        keys, k, k_scales = inputs["block_table"].shape[1] * PAGE, *_gathered(inputs)
+    else:
+        keys, k = inputs["k"].shape[0], inputs["k"].double().expand(tokens, -1, -1)
+        k_scales = inputs["k_scales"].double() if inputs.get("k_scales") is not None else torch.ones(keys).double()
+    products = torch.einsum("thd,tsd->ths", q, k)
+    scores = torch.einsum("ths,th->ts", products.relu(), weights) * k_scales
+    partial = products.abs() + torch.einsum("thd,tsd->ths", q.square(), k.square()).sqrt()
+    magnitudes = torch.einsum("ths,th->ts", partial, weights.abs()) * k_scales
+    s = torch.arange(keys)
+    inside = (s >= windows[:, :1]) & (s < windows[:, 1:])
+    magnitudes = magnitudes.where(inside & magnitudes.isfinite(), 0.0)
+    largest = magnitudes.amax(1) if keys else magnitudes.new_zeros(tokens)
+    return scores.where(inside, float("-inf")), 2 * (24 + dim / 32 + heads / 4) * 2.0**-24 * largest
+
+
+def _gathered(inputs: dict) -> tuple[Tensor, Tensor]:
+    """The keys of every token's sequence, [tokens, positions, dim], and their scales."""
+    cache, dim = inputs["cache"], inputs["q"].shape[2]
+    pages = inputs["block_table"][inputs["sequences"].long()].long().clamp(0, cache.shape[0] - 1)
+    if cache.dtype == torch.uint8:
+        k = cache[:, : PAGE * dim].reshape(-1, PAGE, dim).view(torch.float8_e4m3fn).double()
+        scales = cache[:, PAGE * dim :].contiguous().view(torch.float32).double()
+    else:
+        k, scales = cache.double(), torch.ones(cache.shape[0], PAGE).double()
+    return k[pages].flatten(1, 2), scales[pages].flatten(1)
