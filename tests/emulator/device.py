@@ -37,6 +37,7 @@ def library(folder: Path | None = None) -> ctypes.CDLL:
         "mark": (number, u64, u64, number),
         "unwritten": (u64, u64, u64),
         "configure": (None, number, u64, u64, number),
+        "watch": (None, ctypes.c_void_p, text, ctypes.POINTER(ctypes.c_uint32), number, text),
         "load_ptx": (u64, text),
         "launch": (number, u64, text, ctypes.POINTER(ctypes.c_uint32), u64, ctypes.POINTER(ctypes.c_void_p)),
         "sentence": (text,),

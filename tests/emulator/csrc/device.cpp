@@ -148,6 +148,7 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
   grid.schedule = options.schedule;
   grid.random.seed(options.seed + 0x9e3779b97f4a7c15 * ++target.launches);
   grid.instructions_left = options.instruction_limit;
+  grid.watch = options.watch.listener ? &options.watch : nullptr;
   const u64 parameters = block.begin;
   try {
     run_grid(grid);

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string>
 
+#include "debug.h"
 #include "ptx_parser.h"
 #include "state.h"
 
@@ -20,6 +21,7 @@ struct LaunchRequest {
 struct Options {
   Schedule schedule = Schedule::fair;
   u64 seed = 0;
+  Watch watch;  // in force where it has a listener
   u64 instruction_limit = u64{20} * 1000 * 1000 * 1000;  // warp instructions of one launch
 };
 

@@ -167,6 +167,7 @@ void Linker::place_shared() {
 
 void Linker::decode_one(FunctionImage& image, const TextInstruction& text) {
   Instruction in;
+  const u32 first_name = static_cast<u32>(program_.names.size());
   Decoder decoder(*this, *image.function, text);
   const Entry* entry = find_entry(text);
   if (entry == nullptr) decoder.fail("unknown instruction ", text.words[0]);
@@ -181,7 +182,7 @@ void Linker::decode_one(FunctionImage& image, const TextInstruction& text) {
   entry->decode(decoder, text, in);
   if (in.execute == nullptr) decoder.fail("this form of ", text.words[0], " is not supported");
   program_.code.push_back(in);
-  program_.places.push_back({text.ptx_line, text.file, text.line, text.text});
+  program_.places.push_back({text.ptx_line, text.source, first_name, text.text});
 }
 
 void Linker::decode(FunctionImage& image) {
@@ -193,6 +194,7 @@ void Linker::decode(FunctionImage& image) {
   end.kind = Class::control;
   Place place;
   if (!program_.places.empty()) place = program_.places.back();
+  place.first_name = static_cast<u32>(program_.names.size());
   program_.code.push_back(end);
   program_.places.push_back(place);
 }
@@ -221,6 +223,7 @@ void Linker::link(std::string_view kernel) {
   }
   place_shared();
   for (FunctionImage& image : images_) decode(image);
+  program_.callers = module_.callers;
   program_.hits.resize(program_.code.size());
 }
 

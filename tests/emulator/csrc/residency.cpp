@@ -5,6 +5,7 @@
 #include <list>
 
 #include "agents.h"
+#include "debug.h"
 #include "memory.h"
 #include "report.h"
 #include "scheduler.h"
@@ -32,6 +33,7 @@ std::unique_ptr<Warp> make_warp(Cta& cta, int index, u32 lanes) {
   warp->base[static_cast<int>(Region::specials)] = warp->specials.data();
   if (program.local_bytes) warp->local = Memory::instance().take_local(u64{program.local_bytes} * kLanes);
   warp->groups.emplace_back().mask = warp->live;
+  watch_if_wanted(*warp, cta.cluster->grid->watch);
   return warp;
 }
 

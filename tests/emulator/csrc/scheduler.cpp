@@ -5,6 +5,7 @@
 
 #include "agents.h"
 #include "async_state.h"
+#include "debug.h"
 #include "memory.h"
 #include "report.h"
 #include "residency.h"
@@ -71,6 +72,7 @@ bool is_still_behind(const Warp& warp, const Group& group) {
 enum class Turn { slice_ended, blocked, met, yielded };
 
 // The inner loop of the emulator.
+template <bool kIsWatched>
 Turn run_group(Warp& warp, Group& group, u64 slice) {
   const Instruction* code = warp.program->code.data();
   Hits* hits = const_cast<Hits*>(warp.program->hits.data());
@@ -88,7 +90,7 @@ Turn run_group(Warp& warp, Group& group, u64 slice) {
     if (mask != 0) {
       hits[pc].warps += 1;
       hits[pc].lanes += static_cast<u64>(__builtin_popcount(mask));
-      const Step step = in.execute(warp, in, mask);
+      const Step step = kIsWatched ? execute_watched(warp, in, mask) : in.execute(warp, in, mask);
       if (step == Step::next) [[likely]] {
         group.pc = pc + 1;
       } else if (step == Step::jumped) {
@@ -142,7 +144,8 @@ bool run_warp(Warp& warp, u64 slice) {
     if (group == nullptr) break;
     const u64 before = warp.executed, events = cluster.events;
     const u32 pc = group->pc;
-    const Turn turn = run_group(warp, *group, std::min(kSlice, slice));
+    const u64 longest = std::min(kSlice, slice);
+    const Turn turn = warp.watched ? run_group<true>(warp, *group, longest) : run_group<false>(warp, *group, longest);
     charge(*cluster.grid, warp, warp.executed - before);
     // A blocked instruction alone is no advance, unless it changed something (an arrival).
     advanced =
@@ -196,9 +199,8 @@ std::string describe_wait(const Warp& warp, const Group& group) {
     case WaitKind::other: out << "waits"; break;
   }
   const Place& place = warp.program->places[group.pc];
-  const auto& files = warp.program->files;
-  out << " at " << (place.file < files.size() ? files[place.file] : "") << ":" << place.line << " `" << place.text
-      << "`";
+  out << " at " << warp.program->file_of(place.source) << ":" << place.source.line
+      << callers_of(*warp.program, place.source, ", called from ") << " `" << place.text << "`";
   return out.str();
 }
 

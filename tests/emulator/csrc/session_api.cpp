@@ -1,5 +1,6 @@
 // What the Python side of the tests calls through ctypes.
 #include <cstring>
+#include <sstream>
 #include <string>
 
 #include "device.h"
@@ -41,6 +42,16 @@ void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int 
   options.seed = seed;
   options.instruction_limit = instruction_limit;
   Memory::instance().allows_host_pointers = allows_host_pointers != 0;
+}
+// Calls `listener` around the instructions of one warp; null ends it. lines: "file:line" for those alone, one in each row.
+void glm5_emulator_watch(Listener listener, const char* kernel, const u32* block, int warp, const char* lines) {
+  Watch& watch = Device::instance().options.watch;
+  watch = {.kernel = kernel, .block = {block[0], block[1], block[2]}, .warp = warp, .listener = listener};
+  std::istringstream rows(lines);
+  for (std::string row; std::getline(rows, row);) {
+    const size_t colon = row.rfind(':');
+    watch.lines.emplace_back(row.substr(0, colon), static_cast<u32>(std::stoul(row.substr(colon + 1))));
+  }
 }
 // PTX as text; 0 on failure.
 u64 glm5_emulator_load_ptx(const char* text) {

@@ -25,6 +25,8 @@ struct Extent;
 struct AsyncWarpState;
 struct AsyncCtaState;
 struct AsyncClusterState;
+struct Watch;
+struct WatchedWarp;
 
 enum class WaitKind : int { none, converge, barrier, cluster_barrier, mbarrier, copy_group, bulk_group, wgmma, other };
 
@@ -69,6 +71,7 @@ struct Warp {
   u32 cluster_unwaited = 0;  // lanes that arrived and have not waited yet
   std::vector<u8> registers, specials;
   std::shared_ptr<AsyncWarpState> async;
+  std::shared_ptr<WatchedWarp> watched;  // null: nobody looks
   bool done() const { return live == 0; }
 };
 
@@ -122,6 +125,7 @@ struct Grid {
   Schedule schedule = Schedule::fair;
   std::mt19937_64 random;
   u64 instructions_left = 0;
+  const Watch* watch = nullptr;
   u32 thread_count() const { return threads[0] * threads[1] * threads[2]; }
   u32 cluster_ctas() const { return cluster_shape[0] * cluster_shape[1] * cluster_shape[2]; }
 };
