@@ -24,12 +24,10 @@ class Fault(Exception):
 
 @functools.cache
 def library(folder: Path | None = None) -> ctypes.CDLL:
-    """libcudart.so.13 of the emulator; built on the first call unless a folder is given."""
-    if folder is None:
-        from tests.emulator.build import build
+    """The emulator's library; built on the first call unless a folder is given."""
+    from tests.emulator.build import RUNTIME, build
 
-        folder = build()
-    loaded = ctypes.CDLL(str(folder / "libcudart.so.13"), mode=ctypes.RTLD_GLOBAL)
+    loaded = ctypes.CDLL(str((folder or build()) / RUNTIME))
     u64, text, number = ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int
     signatures = {
         "allocate": (u64, u64, u64, text),
