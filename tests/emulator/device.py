@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 SCHEDULES = {"fair": 0, "random": 1, "late": 2, "lowest": 3, "highest": 4}
-INSTRUCTION_LIMIT = 20_000_000_000  # of one launch, in warp instructions
+INSTRUCTION_LIMIT = 2_000_000_000  # of one launch, in warp instructions: a minute or two
 INITIALISED, UNINITIALISED, OUTSIDE = 0, 1, 2
 
 
@@ -41,6 +41,7 @@ def library(folder: Path | None = None) -> ctypes.CDLL:
         "sentence": (text,),
         "check": (text,),
         "counters": (text,),
+        "instructions": (text,),
         "reset_counters": (None,),
         "live_allocations": (u64,),
     }

@@ -70,6 +70,34 @@ int free_twice() {
   return cudaFree(device);
 }
 
+__global__ void __launch_bounds__(64) small(int* out) {
+  extern __shared__ int shared[];
+  out[threadIdx.x] = static_cast<int>(reinterpret_cast<unsigned long long>(shared));
+}
+
+int launch_small(int blocks, int threads, int shared_bytes, int cluster) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int* out;
+  cudaMalloc(&out, 4096);
+  int status = cudaLaunchKernelEx(&config, small, out);
+  cudaFree(out);
+  return status;
+}
+
+int allow(int shared_bytes, int large_clusters) {
+  int status = cudaFuncSetAttribute(small, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  return status ? status : cudaFuncSetAttribute(small, cudaFuncAttributeNonPortableClusterSizeAllowed, large_clusters);
+}
+
 int multiprocessors() {
   int count = 0;
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
@@ -149,6 +177,25 @@ def test_misuse_of_memory_functions(program):
 
 def test_the_device_is_an_h200(program):
     assert program.multiprocessors() == 132
+
+
+@pytest.mark.parametrize(("shape", "words"), [
+    ((1, 65, 0, 1), "65 threads; it was compiled for at most 64"),
+    ((1, 2000, 0, 1), "2000 threads per block; 1 to 1024"), ((0, 32, 0, 1), "0 blocks along x"),
+    ((1, 32, 48 * 1024 + 1, 1), "49153 bytes of dynamic shared memory"),
+    ((16, 32, 0, 16), "clusters of 16 blocks; at most 8"), ((3, 32, 0, 2), "no multiple of the cluster's 2"),
+    ((32, 32, 0, 32), "clusters of 32 blocks"),
+])  # fmt: skip
+def test_launches_beyond_the_limits_are_refused(program, shape, words):
+    assert program.allow(48 * 1024, 0) == 0
+    assert program.launch_small(*shape) != 0 and words in sentence(), sentence()
+
+
+def test_limits_that_were_raised(program):
+    assert program.allow(227 * 1024, 1) == 0
+    assert program.launch_small(16, 64, 227 * 1024, 16) == 0, sentence()
+    assert program.allow(227 * 1024 + 1, 1) != 0 and "at most 232448" in sentence()
+    assert program.launch_small(32, 32, 0, 32) != 0 and "clusters of 32 blocks" in sentence()
 
 
 @pytest.mark.parametrize(("generate", "words"), [("arch=compute_80,code=compute_80", "sm_80"),

@@ -271,12 +271,21 @@ bool words_match(std::string_view mnemonic, const std::vector<std::string_view>&
 
 }  // namespace
 
+std::span<const Entry* const> all_entries() {
+  static const std::vector<const Entry*> all = [] {
+    std::vector<const Entry*> entries;
+    for (const auto table : {integer_entries(), float_entries(), conversion_entries(), memory_entries(),
+                             atomic_entries(), barrier_entries(), control_entries(), warp_entries(), async_entries()})
+      for (const Entry& entry : table) entries.push_back(&entry);
+    return entries;
+  }();
+  return all;
+}
+
 const Entry* find_entry(const TextInstruction& text) {
   static const std::multimap<std::string_view, const Entry*> by_first_word = [] {
     std::multimap<std::string_view, const Entry*> map;
-    for (const auto table : {integer_entries(), float_entries(), conversion_entries(), memory_entries(),
-                             atomic_entries(), barrier_entries(), control_entries(), warp_entries(), async_entries()})
-      for (const Entry& entry : table) map.insert({entry.mnemonic.substr(0, entry.mnemonic.find('.')), &entry});
+    for (const Entry* entry : all_entries()) map.insert({entry->mnemonic.substr(0, entry->mnemonic.find('.')), entry});
     return map;
   }();
   const Entry* best = nullptr;

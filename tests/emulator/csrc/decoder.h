@@ -156,6 +156,8 @@ class Linker {
 // Host address of a .global or .const variable; allocated and initialised on first use.
 u64 global_address(Module& module, const Variable& variable);
 
+// Of all tables.
+std::span<const Entry* const> all_entries();
 const Entry* find_entry(const TextInstruction& text);
 
 template <class T>

@@ -78,6 +78,7 @@ void Device::add_variable(Image* image, const void* host, const char* name) { im
 const void* Device::add_ptx(std::string text) {
   const std::lock_guard lock(mutex);
   auto parsed = parse_module(std::move(text));
+  if (parsed->target.empty()) refuse("this is no PTX: it has no .target");
   if (parsed->target != "sm_90a" && parsed->target != "sm_90")
     refuse("the PTX is for ", parsed->target, "; the emulator executes sm_90a");
   Image* image = add_image(nullptr);
@@ -147,7 +148,7 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
   grid.parameters = bytes;
   grid.schedule = options.schedule;
   grid.random.seed(options.seed + 0x9e3779b97f4a7c15 * ++target.launches);
-  grid.instructions_left = options.instruction_limit;
+  grid.instruction_limit = grid.instructions_left = options.instruction_limit;
   grid.watch = options.watch.listener ? &options.watch : nullptr;
   const u64 parameters = block.begin;
   try {

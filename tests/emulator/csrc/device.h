@@ -22,7 +22,7 @@ struct Options {
   Schedule schedule = Schedule::fair;
   u64 seed = 0;
   Watch watch;  // in force where it has a listener
-  u64 instruction_limit = u64{20} * 1000 * 1000 * 1000;  // warp instructions of one launch
+  u64 instruction_limit = u64{2} * 1000 * 1000 * 1000;  // warp instructions of one launch
 };
 
 struct Image;

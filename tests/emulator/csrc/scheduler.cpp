@@ -128,7 +128,8 @@ void charge(Grid& grid, Warp& warp, u64 executed) {
     grid.instructions_left -= executed;
     return;
   }
-  fault(warp, -1, "endless", "the kernel has executed its limit of instructions and has not ended");
+  fault(warp, -1, "endless", "the launch has executed its limit of ", grid.instruction_limit,
+        " warp instructions and has not ended");
 }
 
 // Runs a warp until all its groups are blocked, it yields, or its slice ends. True where it executed something.

@@ -3,6 +3,7 @@
 #include <sstream>
 #include <string>
 
+#include "decoder.h"
 #include "device.h"
 #include "memory.h"
 #include "report.h"
@@ -81,6 +82,13 @@ const char* glm5_emulator_sentence() { return last_sentence().c_str(); }
 const char* glm5_emulator_check() { return last_check().c_str(); }
 const char* glm5_emulator_counters() { return (answer = Device::instance().counters()).c_str(); }
 void glm5_emulator_reset_counters() { Device::instance().reset_counters(); }
+// A line per entry of the instruction tables: mnemonic, section of the PTX ISA.
+const char* glm5_emulator_instructions() {
+  answer.clear();
+  for (const Entry* entry : all_entries())
+    answer.append(entry->mnemonic).append("\t").append(entry->section).append("\n");
+  return answer.c_str();
+}
 u64 glm5_emulator_live_allocations() { return Memory::instance().live_allocations(); }
 
 }  // extern "C"

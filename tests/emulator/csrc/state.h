@@ -124,7 +124,7 @@ struct Grid {
   const u8* parameters = nullptr;  // 128-byte aligned
   Schedule schedule = Schedule::fair;
   std::mt19937_64 random;
-  u64 instructions_left = 0;
+  u64 instruction_limit = 0, instructions_left = 0;  // in warp instructions
   const Watch* watch = nullptr;
   u32 thread_count() const { return threads[0] * threads[1] * threads[2]; }
   u32 cluster_ctas() const { return cluster_shape[0] * cluster_shape[1] * cluster_shape[2]; }
