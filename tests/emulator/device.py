@@ -34,7 +34,7 @@ def library(folder: Path | None = None) -> ctypes.CDLL:
         "free": (number, u64),
         "mark": (number, u64, u64, number),
         "unwritten": (u64, u64, u64),
-        "configure": (None, number, u64, u64, number),
+        "configure": (None, number, u64, u64, number, ctypes.c_uint32),
         "watch": (None, ctypes.c_void_p, text, ctypes.POINTER(ctypes.c_uint32), number, text),
         "load_ptx": (u64, text),
         "launch": (number, u64, text, ctypes.POINTER(ctypes.c_uint32), u64, ctypes.POINTER(ctypes.c_void_p)),
@@ -64,17 +64,24 @@ def last_fault() -> Fault:
 
 @contextmanager
 def session(
-    seed: int = 0, schedule: str = "fair", *, host_pointers: bool = False, instruction_limit: int = INSTRUCTION_LIMIT
+    seed: int = 0,
+    schedule: str = "fair",
+    *,
+    host_pointers: bool = False,
+    instruction_limit: int = INSTRUCTION_LIMIT,
+    threads: int = 0,
 ) -> Iterator[None]:
     """Launches inside run under this schedule; `fair`, `random` (by seed), `late`, `lowest` or `highest`.
 
     host_pointers: let kernels touch memory that is not the device's, unchecked.
+    threads: that run clusters which cannot talk to each other; 0: as many as the process may use. No result, report or
+        count depends on it.
     """
-    call("configure", SCHEDULES[schedule], seed, instruction_limit, int(host_pointers))
+    call("configure", SCHEDULES[schedule], seed, instruction_limit, int(host_pointers), threads)
     try:
         yield
     finally:
-        call("configure", SCHEDULES["fair"], 0, INSTRUCTION_LIMIT, 0)
+        call("configure", SCHEDULES["fair"], 0, INSTRUCTION_LIMIT, 0, 0)
 
 
 @dataclasses.dataclass

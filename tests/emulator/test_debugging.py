@@ -56,10 +56,11 @@ def test_halves_are_shown_as_numbers():
 
 
 @pytest.mark.parametrize(("chosen", "count"), [
-    (Chosen("k", (1, 0, 0), 1), 6), (Chosen("other"), 0), (Chosen("", (2, 0, 0), 0), 0), (Chosen("", (0, 0, 0), 2), 0),
+    (Chosen("k", (1, 0, 0), 1), 8), (Chosen("other"), 0), (Chosen("", (2, 0, 0), 0), 0), (Chosen("", (0, 0, 0), 2), 0),
 ])  # fmt: skip
 def test_only_the_chosen_warp_is_seen(chosen, count):
-    stops = seen(TRIPLE, chosen, threads=64, blocks=2)
+    body = TRIPLE.replace("add.s64", "mov.u32 %r9, %ctaid.x; mad.wide.u32 %rd2, %r9, 256, %rd2; add.s64")
+    stops = seen(body, chosen, threads=64, blocks=2)
     assert len([1 for kind, *_ in stops if kind == BEFORE]) == (count and count + 1)  # and the final ret
     assert all((s.block, s.warp) == ((1, 0, 0), 1) for *_, s in stops)
 

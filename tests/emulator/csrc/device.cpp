@@ -147,8 +147,10 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
   grid.dynamic_shared_bytes = static_cast<u32>(request.dynamic_shared_bytes);
   grid.parameters = bytes;
   grid.schedule = options.schedule;
-  grid.random.seed(options.seed + 0x9e3779b97f4a7c15 * ++target.launches);
-  grid.instruction_limit = grid.instructions_left = options.instruction_limit;
+  grid.seed = options.seed + 0x9e3779b97f4a7c15 * ++target.launches;
+  grid.instruction_limit = options.instruction_limit;
+  // A listener is called on the thread that launches.
+  grid.threads_of_host = options.watch.listener ? 1 : options.threads;
   grid.watch = options.watch.listener ? &options.watch : nullptr;
   const u64 parameters = block.begin;
   try {

@@ -101,6 +101,10 @@ struct NamedRow {
 
 struct Hits {
   u64 warps = 0, lanes = 0;
+  void operator+=(const Hits& other) {
+    warps += other.warps;
+    lanes += other.lanes;
+  }
 };
 
 struct Parameter {
@@ -127,6 +131,7 @@ struct Program {
   u32 max_threads = 1024;        // .maxntid, .reqntid
   u32 required_cluster[3] = {0, 0, 0};  // .reqnctapercluster
   u32 max_registers = 255;
+  bool talks = false;  // has instructions by which clusters may tell each other something while they run
 
   // Gives `value` the program's lifetime.
   template <class T>

@@ -75,7 +75,7 @@ enum class Turn { slice_ended, blocked, met, yielded };
 template <bool kIsWatched>
 Turn run_group(Warp& warp, Group& group, u64 slice) {
   const Instruction* code = warp.program->code.data();
-  Hits* hits = const_cast<Hits*>(warp.program->hits.data());
+  Hits* hits = cluster_of(warp).hits;
   const size_t groups = warp.groups.size();
   u32 limit = groups == 1 ? ~u32{0} : next_meeting(warp, group);
   warp.group = &group;
@@ -123,12 +123,12 @@ Turn run_group(Warp& warp, Group& group, u64 slice) {
   return turn;
 }
 
-void charge(Grid& grid, Warp& warp, u64 executed) {
-  if (executed <= grid.instructions_left) {
-    grid.instructions_left -= executed;
+void charge(Cluster& cluster, Warp& warp, u64 executed) {
+  if (executed <= cluster.instructions_left) {
+    cluster.instructions_left -= executed;
     return;
   }
-  fault(warp, -1, "endless", "the launch has executed its limit of ", grid.instruction_limit,
+  fault(warp, -1, "endless", "the launch has executed its limit of ", cluster.grid->instruction_limit,
         " warp instructions and has not ended");
 }
 
@@ -147,7 +147,7 @@ bool run_warp(Warp& warp, u64 slice) {
     const u32 pc = group->pc;
     const u64 longest = std::min(kSlice, slice);
     const Turn turn = warp.watched ? run_group<true>(warp, *group, longest) : run_group<false>(warp, *group, longest);
-    charge(*cluster.grid, warp, warp.executed - before);
+    charge(cluster, warp, warp.executed - before);
     // A blocked instruction alone is no advance, unless it changed something (an arrival).
     advanced =
         advanced || turn != Turn::blocked || warp.executed - before > 1 || group->pc != pc || cluster.events != events;
@@ -233,11 +233,10 @@ std::string describe_wait(const Warp& warp, const Group& group) {
 
 // Which of the warps that can run is next; null where none can.
 Warp* choose_warp(Cluster& cluster, std::vector<Warp*>& warps, size_t& turn) {
-  Grid& grid = *cluster.grid;
   const size_t count = warps.size();
-  switch (grid.schedule) {
+  switch (cluster.grid->schedule) {
     case Schedule::random: {
-      turn = grid.random() % count;
+      turn = cluster.random() % count;
       for (size_t i = 0; i < count; ++i)
         if (Warp* warp = warps[(turn + i) % count]; can_run(*warp)) return warp;
       return nullptr;
@@ -261,10 +260,10 @@ Warp* choose_warp(Cluster& cluster, std::vector<Warp*>& warps, size_t& turn) {
   }
 }
 
-u64 slice_of(Grid& grid) {
-  if (grid.schedule != Schedule::random) return kSlice;
+u64 slice_of(Cluster& cluster) {
+  if (cluster.grid->schedule != Schedule::random) return kSlice;
   // Mostly long, sometimes a few instructions: so that warps also meet in the middle of things.
-  const u64 dice = grid.random();
+  const u64 dice = cluster.random();
   return dice % 8 == 0 ? 1 + dice / 8 % 64 : kSlice;
 }
 
@@ -291,13 +290,13 @@ bool run_cluster(Cluster& cluster, u64 budget) {
   const auto complete_one = agents().complete_one;
   size_t turn = 0;
   int hopeless = 0;
-  const u64 begin = cluster.grid->instructions_left;
-  while (begin - cluster.grid->instructions_left < budget) {
+  const u64 begin = cluster.instructions_left;
+  while (begin - cluster.instructions_left < budget) {
     if (complete_one) complete_one(cluster, false);
     Warp* warp = choose_warp(cluster, warps, turn);
     if (warp != nullptr) {
       const u64 events = cluster.events;
-      run_warp(*warp, slice_of(*cluster.grid));
+      run_warp(*warp, slice_of(cluster));
       if (cluster.events != events) hopeless = 0;
       continue;
     }

@@ -37,11 +37,13 @@ u64 glm5_emulator_unwritten(u64 address, u64 bytes) {
   for (u64 i = 0; i < bytes; ++i) count += *Memory::shadow(address + i) == kUninitialised;
   return count;
 }
-void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int allows_host_pointers) {
+// threads: that may run clusters; 0: as many as the process may use.
+void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int allows_host_pointers, u32 threads) {
   Options& options = Device::instance().options;
   options.schedule = static_cast<Schedule>(schedule);
   options.seed = seed;
   options.instruction_limit = instruction_limit;
+  options.threads = threads;
   Memory::instance().allows_host_pointers = allows_host_pointers != 0;
 }
 // Calls `listener` around the instructions of one warp; null ends it. lines: "file:line" for those alone, one in each row.

@@ -25,6 +25,7 @@ struct Extent;
 struct AsyncWarpState;
 struct AsyncCtaState;
 struct AsyncClusterState;
+class TouchedBytes;
 struct Watch;
 struct WatchedWarp;
 
@@ -102,6 +103,11 @@ struct Cluster {
   std::vector<std::unique_ptr<Cta>> ctas;
   u8* shared = nullptr;     // host address of shared::cluster address 0
   int window = -1;          // which shared window it holds
+  u64 local_bytes = 0;      // of the window's local memory that is taken
+  std::mt19937_64 random;   // its own, so that its schedule does not depend on the others
+  u64 instructions_left = 0;
+  Hits* hits = nullptr;     // by instruction: the program's, or those of the thread that runs it
+  TouchedBytes* touched = nullptr;  // null: nobody keeps a record
   u64 barrier_generation = 1;
   u64 events = 1;           // grows whenever something happens that could wake a blocked warp
   std::shared_ptr<AsyncClusterState> async;
@@ -123,8 +129,9 @@ struct Grid {
   u32 dynamic_shared_bytes = 0;
   const u8* parameters = nullptr;  // 128-byte aligned
   Schedule schedule = Schedule::fair;
-  std::mt19937_64 random;
-  u64 instruction_limit = 0, instructions_left = 0;  // in warp instructions
+  u64 seed = 0;
+  u64 instruction_limit = 0;  // in warp instructions
+  u32 threads_of_host = 1;    // that may run clusters
   const Watch* watch = nullptr;
   u32 thread_count() const { return threads[0] * threads[1] * threads[2]; }
   u32 cluster_ctas() const { return cluster_shape[0] * cluster_shape[1] * cluster_shape[2]; }
