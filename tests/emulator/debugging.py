@@ -247,33 +247,41 @@ def _number(value: object, kind: str) -> str:
     if isinstance(value, (bool, np.bool_)):
         return str(int(value))
     if isinstance(value, np.floating):
-        return f"{value:.6g}"
+        return str(value)  # the shortest text that is this number
     return hex(value) if kind.startswith("b") else str(int(value))
 
 
-def describe(register: Register, mask: int, most: int = LANES) -> str:
-    """`%r1 = 5` where all lanes agree, `%r1 = 16 + 4 * lane` where they step, else a value per lane.
-
-    mask: lanes that count; `.` stands for the others. most: values to show; the middle ones are left out.
-    """
-    lanes = [lane for lane in range(LANES) if mask >> lane & 1]
+def _summary(register: Register, lanes: list[int]) -> str | None:
+    """What all these lanes have in common, where they do."""
     values, kind = register.values, register.type
     active = values[lanes]
-    if len(lanes) == 0 or (active == active[0]).all():
-        return f"{register.name} = {_number(active[0], kind) if lanes else '?'}"
+    if (active == active[0]).all():
+        return _number(active[0], kind)
+    if values.dtype == bool:
+        return f"lanes {sum(1 << lane for lane in lanes if values[lane]):#010x}"
     if values.ndim == 1 and values.dtype.kind in "iu":
         exact = [int(v) for v in active]
         step, rest = divmod(exact[-1] - exact[0], lanes[-1] - lanes[0])
         first = exact[0] - step * lanes[0]
         if rest == 0 and exact == [first + step * lane for lane in lanes]:
             steps = "lane" if step == 1 else f"{step} * lane"
-            return f"{register.name} = {f'{_number(first, kind)} + ' if first else ''}{steps}"
-    if values.dtype == bool:
-        return f"{register.name} = lanes {sum(1 << lane for lane in lanes if values[lane]):#010x}"
-    shown = [_number(values[lane], kind) if mask >> lane & 1 else "." for lane in range(LANES)]
+            return f"{_number(first, kind)} + {steps}" if first else steps
+    return None
+
+
+def describe(register: Register, mask: int, most: int = LANES) -> str:
+    """`%r1 = 5` where all lanes agree, `%r1 = 16 + 4 * lane` where they step, else a value per lane, in rows of eight.
+
+    mask: lanes that count; `.` stands for the others. most: if fewer, only so many values, in one row.
+    """
+    if summary := _summary(register, [lane for lane in range(LANES) if mask >> lane & 1]):
+        return f"{register.name} = {summary}"
+    shown = [_number(v, register.type) if mask >> lane & 1 else "." for lane, v in enumerate(register.values)]
     if most < LANES:
-        shown = [*shown[: most - 1], "..", shown[-1]]
-    return f"{register.name} = [{' '.join(shown)}]"
+        return f"{register.name} = [{' '.join([*shown[: most - 1], '..', shown[-1]])}]"
+    width = max(map(len, shown))
+    rows = (" ".join(cell.rjust(width) for cell in shown[i : i + 8]) for i in range(0, LANES, 8))
+    return f"{register.name} by lane\n" + "\n".join(f"        {8 * i:4}: {row}" for i, row in enumerate(rows))
 
 
 def describe_tile(stop: Stop, tile: Tile) -> str:
@@ -323,7 +331,7 @@ class Printer:
         self._print(f"{path} `{stop.instruction}`{lanes}")
 
     def _registers(self, registers: list[Register], stop: Stop) -> None:
-        before_each = "\n     -> " if stop.kind == AFTER else "\n        "
+        before_each = "\n  -> " if stop.kind == AFTER else "\n     "
         if self.traces:
             before_each = "  -> " if stop.kind == AFTER else "  "
         for register in registers:

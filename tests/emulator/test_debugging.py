@@ -267,7 +267,10 @@ def test_a_stop_reads():
         run(f"{TRIPLE} mul.lo.s32 %r3, %r2, %r2;", np.zeros(32, np.uint32), outside=FILES)
     text = out.getvalue()
     assert text.startswith("stop 1: k, block (0, 0, 0), warp 0\n") and text.count("stop") == 1
-    assert f"-> %r3 = [{' '.join(str(9 * i * i) for i in range(32))}]" in text
+    table = text.split("-> %r3 by lane\n")[1].splitlines()[:4]
+    assert [row.split() for row in table] == [
+        [f"{i}:", *(str(9 * lane * lane) for lane in range(i, i + 8))] for i in range(0, 32, 8)
+    ]
 
 
 def command(capsys, *arguments: str) -> tuple[int, str, str]:
