@@ -53,8 +53,8 @@ def test_an_op_gives_the_same_bits_and_counts():
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_the_lowest_cluster_that_fails_is_reported(threads):
-    # the higher ones fail sooner
-    body = f"""{OWN} mov.u32 %r6, 0; sub.u32 %r8, 24, %r2; mul.lo.u32 %r8, %r8, 200;
+    # it fails long after the others
+    body = f"""{OWN} mov.u32 %r6, 0; setp.eq.u32 %p3, %r2, 5; selp.u32 %r8, 200000, 10, %p3;
         LOOP: add.u32 %r6, %r6, 1; setp.lt.u32 %p1, %r6, %r8; @%p1 bra LOOP;
         setp.ge.u32 %p2, %r2, 5; @%p2 ld.global.u32 %r7, [%rd1+-4]; st.global.u32 [%rd3], %r6;"""
     for _ in range(5):
