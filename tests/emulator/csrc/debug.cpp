@@ -65,7 +65,8 @@ void tell(Warp& warp, u32 pc, u32 mask, StopKind kind, bool arrives) {
 }  // namespace
 
 void watch_if_wanted(Warp& warp, const Watch* watch) {
-  if (watch == nullptr || warp.index != watch->warp || !std::equal(watch->block, watch->block + 3, warp.cta->id)) return;
+  if (watch == nullptr || warp.index != watch->warp) return;
+  if (!std::equal(watch->block, watch->block + 3, warp.cta->id)) return;
   if (demangled(warp.program->kernel).find(watch->kernel) == std::string::npos) return;
   warp.watched = std::make_shared<WatchedWarp>(WatchedWarp{watch});
 }

@@ -370,8 +370,8 @@ void parse_reg(Text& text, Scope& scope) {
   text.expect(';');
 }
 
-// The .loc directives of a body: `.loc file line column [, function_name label, inlined_at file line column]`, where the
-// place after inlined_at had a .loc of its own before.
+// The .loc directives of a body: `.loc file line column [, function_name label, inlined_at file line column]`, where
+// the place after inlined_at had a .loc of its own before.
 class Locations {
  public:
   explicit Locations(Module& module) : module_(module) {}

@@ -129,8 +129,8 @@ void run_together(Grid& grid) {
 // Clusters that have nothing to do with each other: one after the other, on as many threads as there are.
 //
 // Each has its own schedule, and what each touches in device memory is compared with what the others touch: where one
-// writes what another reads or writes, the result would depend on their order, and the launch fails. What is reported is
-// what the cluster with the lowest number did, whichever thread was faster.
+// writes what another reads or writes, the result would depend on their order, and the launch fails. What is reported
+// is what the cluster with the lowest number did, whichever thread was faster.
 class Apart {
  public:
   explicit Apart(Grid& grid) : grid_(grid), total_(clusters_of(grid)) {}

@@ -46,7 +46,8 @@ void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int 
   options.threads = threads;
   Memory::instance().allows_host_pointers = allows_host_pointers != 0;
 }
-// Calls `listener` around the instructions of one warp; null ends it. lines: "file:line" for those alone, one in each row.
+// Calls `listener` around the instructions of one warp; null ends it. lines: "file:line" for those alone, one in each
+// row.
 void glm5_emulator_watch(Listener listener, const char* kernel, const u32* block, int warp, const char* lines) {
   Watch& watch = Device::instance().options.watch;
   watch = {.kernel = kernel, .block = {block[0], block[1], block[2]}, .warp = warp, .listener = listener};

@@ -1,5 +1,5 @@
-// Which bytes of device memory a cluster reads and writes: to see that clusters which run side by side, and in any order,
-// have nothing to do with each other.
+// Which bytes of device memory a cluster reads and writes: to see that clusters which run side by side, and in any
+// order, have nothing to do with each other.
 #pragma once
 
 #include <memory>
