@@ -7,7 +7,6 @@ is called inside run through it. docs/emulator.md says what it promises.
 
 import functools
 import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 from tests.emulator.device import DeviceTensor, Fault, Module, counters, reset_counters, session, to_device
@@ -16,13 +15,7 @@ from tests.emulator.device import DeviceTensor, Fault, Module, counters, reset_c
 @functools.cache
 def available() -> str | None:
     """None, or in a sentence why the emulator cannot run here. Builds it on the first call."""
-    from tests.emulator.build import build
-
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    loaded = {line.split()[-1] for line in maps if "libcudart.so.13" in line}
     try:
-        if others := {path for path in loaded if Path(path).parent != build()}:
-            return f"this process has loaded {others.pop()}; the emulator needs one without CUDA, torch for the CPU"
         native()
     except (RuntimeError, ImportError, OSError) as problem:
         return str(problem)
@@ -33,10 +26,8 @@ def available() -> str | None:
 def native() -> ModuleType:
     """The library's extension module, linked against the emulator; its ops take every tensor as the device's."""
     from tests.emulator.build import build
-    from tests.emulator.device import library
 
     importlib.import_module("glm5_ops._native")  # whose exception the module raises
-    library()  # before the module, which needs it
     path = next(build().glob("_native_emulated*.so"))
     spec = importlib.util.spec_from_file_location("_native_emulated", path)
     module = importlib.util.module_from_spec(spec)

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "emulator"
 SUPPORTED_NVCC = "13.0"
+RUNTIME = "libglm5_emulated_cudart.so"  # what emulated programs link, for the runtime's and the driver's functions
 WHEELS = (
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -85,7 +86,7 @@ def _run(command: list[str], log: Path) -> None:
 
 @functools.cache
 def build() -> Path:
-    """The folder with libcudart.so.13 and _native_emulated, brought up to date.
+    """The folder with the emulator's library, RUNTIME, and _native_emulated, brought up to date.
 
     Raises:
         RuntimeError: it cannot be built, with the reason in a sentence.

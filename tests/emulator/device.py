@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 SCHEDULES = {"fair": 0, "random": 1, "late": 2, "lowest": 3, "highest": 4}
-INSTRUCTION_LIMIT = 20_000_000_000  # of one launch, in warp instructions
+INSTRUCTION_LIMIT = 2_000_000_000  # of one launch, in warp instructions: a minute or two
 INITIALISED, UNINITIALISED, OUTSIDE = 0, 1, 2
 
 
@@ -24,24 +24,24 @@ class Fault(Exception):
 
 @functools.cache
 def library(folder: Path | None = None) -> ctypes.CDLL:
-    """libcudart.so.13 of the emulator; built on the first call unless a folder is given."""
-    if folder is None:
-        from tests.emulator.build import build
+    """The emulator's library; built on the first call unless a folder is given."""
+    from tests.emulator.build import RUNTIME, build
 
-        folder = build()
-    loaded = ctypes.CDLL(str(folder / "libcudart.so.13"), mode=ctypes.RTLD_GLOBAL)
+    loaded = ctypes.CDLL(str((folder or build()) / RUNTIME))
     u64, text, number = ctypes.c_uint64, ctypes.c_char_p, ctypes.c_int
     signatures = {
         "allocate": (u64, u64, u64, text),
         "free": (number, u64),
         "mark": (number, u64, u64, number),
         "unwritten": (u64, u64, u64),
-        "configure": (None, number, u64, u64, number),
+        "configure": (None, number, u64, u64, number, ctypes.c_uint32),
+        "watch": (None, ctypes.c_void_p, text, ctypes.POINTER(ctypes.c_uint32), number, text),
         "load_ptx": (u64, text),
         "launch": (number, u64, text, ctypes.POINTER(ctypes.c_uint32), u64, ctypes.POINTER(ctypes.c_void_p)),
         "sentence": (text,),
         "check": (text,),
         "counters": (text,),
+        "instructions": (text,),
         "reset_counters": (None,),
         "live_allocations": (u64,),
     }
@@ -64,17 +64,24 @@ def last_fault() -> Fault:
 
 @contextmanager
 def session(
-    seed: int = 0, schedule: str = "fair", *, host_pointers: bool = False, instruction_limit: int = INSTRUCTION_LIMIT
+    seed: int = 0,
+    schedule: str = "fair",
+    *,
+    host_pointers: bool = False,
+    instruction_limit: int = INSTRUCTION_LIMIT,
+    threads: int = 0,
 ) -> Iterator[None]:
     """Launches inside run under this schedule; `fair`, `random` (by seed), `late`, `lowest` or `highest`.
 
     host_pointers: let kernels touch memory that is not the device's, unchecked.
+    threads: that run clusters which cannot talk to each other; 0: as many as the process may use. No result, report or
+        count depends on it.
     """
-    call("configure", SCHEDULES[schedule], seed, instruction_limit, int(host_pointers))
+    call("configure", SCHEDULES[schedule], seed, instruction_limit, int(host_pointers), threads)
     try:
         yield
     finally:
-        call("configure", SCHEDULES["fair"], 0, INSTRUCTION_LIMIT, 0)
+        call("configure", SCHEDULES["fair"], 0, INSTRUCTION_LIMIT, 0, 0)
 
 
 @dataclasses.dataclass

@@ -59,7 +59,7 @@ def compile_door(op, variant, folder, edits=(), per_row=False):
         "-o",
         str(library),
         f"-L{emulator}",
-        "-l:libcudart.so.13",
+        f"-l:{build.RUNTIME}",
         "-Xlinker",
         f"-rpath={emulator}",
     ]

@@ -51,7 +51,7 @@ def compiled(name: str) -> Path:
             old.unlink()
         unfinished = folder / f"{name}.unfinished"
         headers = [word for folder in _includes() for word in ("-isystem", str(folder))]
-        libraries = [f"-L{emulator}", "-l:libcudart.so.13", "-l:libcuda.so.1", "-Xlinker", f"-rpath={emulator}"]
+        libraries = [f"-L{emulator}", f"-l:{build.RUNTIME}", "-Xlinker", f"-rpath={emulator}"]
         command = [build.nvcc_path(), *FLAGS, *headers, str(source), "-o", str(unfinished), *libraries]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -59,5 +59,5 @@ def compiled(name: str) -> Path:
 
 
 def load(name: str) -> ctypes.CDLL:
-    device.library()  # its name is libcudart.so.13: what the program asks for
+    device.library()  # its name is what the program asks for
     return ctypes.CDLL(str(compiled(name)))

@@ -1,13 +1,12 @@
 """Programs as nvcc builds them: fat binaries, the <<<>>> launch, printf, assert, memory, the driver's library."""
 
 import ctypes
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.emulator.build import build, nvcc_path
+from tests.emulator.build import RUNTIME, build, nvcc_path
 from tests.emulator.device import library
 
 SOURCE = r"""
@@ -71,6 +70,34 @@ int free_twice() {
   return cudaFree(device);
 }
 
+__global__ void __launch_bounds__(64) small(int* out) {
+  extern __shared__ int shared[];
+  out[threadIdx.x] = static_cast<int>(reinterpret_cast<unsigned long long>(shared));
+}
+
+int launch_small(int blocks, int threads, int shared_bytes, int cluster) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int* out;
+  cudaMalloc(&out, 4096);
+  int status = cudaLaunchKernelEx(&config, small, out);
+  cudaFree(out);
+  return status;
+}
+
+int allow(int shared_bytes, int large_clusters) {
+  int status = cudaFuncSetAttribute(small, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  return status ? status : cudaFuncSetAttribute(small, cudaFuncAttributeNonPortableClusterSizeAllowed, large_clusters);
+}
+
 int multiprocessors() {
   int count = 0;
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
@@ -86,14 +113,14 @@ def compile_program(folder: Path, name: str, generate: str, *flags: str, source:
     written, made = folder / f"{name}.cu", folder / f"{name}.so"
     written.write_text(source)
     options = ["-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "-gencode", generate, *flags]
-    command = [nvcc_path(), *options, str(written), "-o", str(made), f"-L{build()}", "-l:libcudart.so.13"]
+    command = [nvcc_path(), *options, str(written), "-o", str(made), f"-L{build()}", f"-l:{RUNTIME}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return made
 
 
 def load(path: Path) -> ctypes.CDLL:
-    library()  # its name is libcudart.so.13: what the program asks for
+    library()  # by whose name the program asks for it
     return ctypes.CDLL(str(path))
 
 
@@ -152,16 +179,28 @@ def test_the_device_is_an_h200(program):
     assert program.multiprocessors() == 132
 
 
+@pytest.mark.parametrize(("shape", "words"), [
+    ((1, 65, 0, 1), "65 threads; it was compiled for at most 64"),
+    ((1, 2000, 0, 1), "2000 threads per block; 1 to 1024"), ((0, 32, 0, 1), "0 blocks along x"),
+    ((1, 32, 48 * 1024 + 1, 1), "49153 bytes of dynamic shared memory"),
+    ((16, 32, 0, 16), "clusters of 16 blocks; at most 8"), ((3, 32, 0, 2), "no multiple of the cluster's 2"),
+    ((32, 32, 0, 32), "clusters of 32 blocks"),
+])  # fmt: skip
+def test_launches_beyond_the_limits_are_refused(program, shape, words):
+    assert program.allow(48 * 1024, 0) == 0
+    assert program.launch_small(*shape) != 0 and words in sentence(), sentence()
+
+
+def test_limits_that_were_raised(program):
+    assert program.allow(227 * 1024, 1) == 0
+    assert program.launch_small(16, 64, 227 * 1024, 16) == 0, sentence()
+    assert program.allow(227 * 1024 + 1, 1) != 0 and "at most 232448" in sentence()
+    assert program.launch_small(32, 32, 0, 32) != 0 and "clusters of 32 blocks" in sentence()
+
+
 @pytest.mark.parametrize(("generate", "words"), [("arch=compute_80,code=compute_80", "sm_80"),
                                                  ("arch=compute_90a,code=sm_90a", "no PTX")])  # fmt: skip
 def test_a_program_without_the_right_ptx_is_refused(tmp_path, generate, words):
     program = load(compile_program(tmp_path, "other", generate))
     assert program.run((ctypes.c_int * 4)(), 4, 1) < 0
     assert words in sentence()
-
-
-def test_the_drivers_library_forwards():
-    library()
-    driver = ctypes.CDLL(os.fspath(build() / "libcuda.so.1"))
-    version = ctypes.c_int()
-    assert driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value >= 13000

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "report.h"
+#include "touched.h"
 
 namespace glm5::emulator {
 namespace {
@@ -115,6 +116,8 @@ void check_bytes(Warp& warp, int lane, Access access, u64 host, u64 bytes) {
   if (extent->is_constant && access != Access::read)
     fault(warp, lane, "bounds", verb(access), " of ", extent->name, ", which is constant");
   if (extent->is_watched) check_shadow(warp, lane, access, host, bytes, extent->name.c_str());
+  if (TouchedBytes* touched = extent->is_constant ? nullptr : cluster_of(warp).touched)
+    touched->note(access, host, bytes);
   warp.recent = extent;
 }
 
@@ -139,6 +142,7 @@ void check_lanes(Warp& warp, Access access, const u64* hosts, u32 mask, u32 byte
   if (recent && low >= recent->begin && high + bytes <= recent->end && recent->is_live &&
       (access == Access::read || !recent->is_constant)) {
     is_watched = recent->is_watched;
+    if (!recent->is_constant) note_touched(warp, access, hosts, mask, bytes);
   } else {
     const u64 own = u64(cluster_of(warp).shared) + warp.cta->shared_address;
     if (low < own + kFirstShared || high + bytes > own + warp.cta->shared_end) {

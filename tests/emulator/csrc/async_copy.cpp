@@ -106,7 +106,7 @@ bool complete_one_copy(Cluster& cluster, bool urgent) {
   AsyncClusterState& state = async_of(cluster);
   if (state.pending.empty()) return false;
   const Schedule schedule = cluster.grid->schedule;
-  auto& random = cluster.grid->random;
+  auto& random = cluster.random;
   if (!urgent && schedule != Schedule::fair && (schedule != Schedule::random || random() % 2)) return false;
   const size_t count = state.pending.size();
   size_t index = 0;

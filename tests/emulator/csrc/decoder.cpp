@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "lanes.h"
 #include "report.h"
 #include "specials.h"
 
@@ -67,6 +68,12 @@ u64 immediate_bits(const TextOperand& operand, Type type) {
 
 }  // namespace
 
+std::string_view Decoder::name_of(Type type) {
+  for (const NamedType& named : kTypes)
+    if (named.type == type) return named.name;
+  return "";
+}
+
 Type Decoder::type_named(std::string_view word) {
   for (const NamedType& named : kTypes)
     if (named.name == word) return named.type;
@@ -96,6 +103,10 @@ Type Decoder::declared_type(const TextOperand& operand) const {
   return type;
 }
 
+void Decoder::note_name(std::string_view name, Operand row, Type type, int bytes) {
+  linker_.program().names.push_back({name, row, type, static_cast<u32>(bytes)});
+}
+
 Operand Decoder::read_wide(const TextOperand& operand, Type type, int& width) {
   width = bytes_of(type);
   using Kind = TextOperand::Kind;
@@ -111,10 +122,15 @@ Operand Decoder::read_wide(const TextOperand& operand, Type type, int& width) {
     if ((declared == Type::pred) != (type == Type::pred)) fail("register ", operand.name, " has the wrong kind");
     auto [it, is_new] = linker_.image().registers.try_emplace({scope, operand.name}, 0);
     if (is_new) it->second = linker_.allocate_registers(row_bytes(declared));
+    const bool is_plain = type == Type::b16 || type == Type::b32 || type == Type::b64;
+    note_name(operand.name, in_registers(it->second), is_plain && is_float(declared) ? declared : type, width);
     return in_registers(it->second);
   }
   Special special;
-  if (find_special(operand.name, special, width)) return special_row(special);
+  if (find_special(operand.name, special, width)) {
+    note_name(operand.name, special_row(special), type, width);
+    return special_row(special);
+  }
   fail("unknown register ", operand.name);
 }
 
@@ -137,7 +153,9 @@ Operand Decoder::write_wide(const TextOperand& operand, Type type, int& width) {
     return special_row(Special::scratch);
   }
   if (!is_register(operand)) fail("the destination is not a register");
-  return read_wide(operand, type, width);
+  const Operand found = read_wide(operand, type, width);
+  linker_.program().names.back().is_written = true;
+  return found;
 }
 
 Operand Decoder::write(const TextOperand& operand, Type type) {
@@ -238,8 +256,8 @@ void Decoder::fail_with(const std::string& sentence) const {
   report.check = "instruction";
   report.kernel = demangled(linker_.program().kernel);
   const auto& files = linker_.module().files;
-  report.file = text_.file < files.size() ? files[text_.file] : "";
-  report.line = text_.line;
+  report.file = text_.source.file < files.size() ? files[text_.source.file] : "";
+  report.line = text_.source.line;
   report.ptx_line = text_.ptx_line;
   report.instruction = std::string(text_.text);
   report.sentence = sentence;
@@ -261,13 +279,22 @@ bool words_match(std::string_view mnemonic, const std::vector<std::string_view>&
 
 }  // namespace
 
-const Entry* find_entry(const TextInstruction& text) {
-  static const std::multimap<std::string_view, const Entry*> by_first_word = [] {
-    std::multimap<std::string_view, const Entry*> map;
+std::span<const Entry* const> all_entries() {
+  static const std::vector<const Entry*> all = [] {
+    std::vector<const Entry*> entries;
     for (const auto table : {integer_entries(), carry_entries(), float_entries(), conversion_entries(),
                              memory_entries(), atomic_entries(), barrier_entries(), control_entries(), warp_entries(),
                              async_entries()})
-      for (const Entry& entry : table) map.insert({entry.mnemonic.substr(0, entry.mnemonic.find('.')), &entry});
+      for (const Entry& entry : table) entries.push_back(&entry);
+    return entries;
+  }();
+  return all;
+}
+
+const Entry* find_entry(const TextInstruction& text) {
+  static const std::multimap<std::string_view, const Entry*> by_first_word = [] {
+    std::multimap<std::string_view, const Entry*> map;
+    for (const Entry* entry : all_entries()) map.insert({entry->mnemonic.substr(0, entry->mnemonic.find('.')), entry});
     return map;
   }();
   const Entry* best = nullptr;

@@ -80,6 +80,7 @@ class Decoder {
   // The n-th word (from the end: -1 is the last) as a type; fails where it is none.
   Type type_at(int index) const;
   static Type type_named(std::string_view word);  // Type::none where it is none
+  static std::string_view name_of(Type type);
   // Fails for any modifier that is not in the list and not a type.
   void allow(std::initializer_list<std::string_view> words) const;
   // The number of operands must be one of min..max.
@@ -98,6 +99,7 @@ class Decoder {
   Function& function() { return function_; }
 
  private:
+  void note_name(std::string_view name, Operand row, Type type, int bytes);
   Linker& linker_;
   Function& function_;
   const TextInstruction& text_;
@@ -160,6 +162,8 @@ class Linker {
 // Host address of a .global or .const variable; allocated and initialised on first use.
 u64 global_address(Module& module, const Variable& variable);
 
+// Of all tables.
+std::span<const Entry* const> all_entries();
 const Entry* find_entry(const TextInstruction& text);
 
 template <class T>

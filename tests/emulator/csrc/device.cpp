@@ -78,6 +78,7 @@ void Device::add_variable(Image* image, const void* host, const char* name) { im
 const void* Device::add_ptx(std::string text) {
   const std::lock_guard lock(mutex);
   auto parsed = parse_module(std::move(text));
+  if (parsed->target.empty()) refuse("this is no PTX: it has no .target");
   if (parsed->target != "sm_90a" && parsed->target != "sm_90")
     refuse("the PTX is for ", parsed->target, "; the emulator executes sm_90a");
   Image* image = add_image(nullptr);
@@ -146,8 +147,11 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
   grid.dynamic_shared_bytes = static_cast<u32>(request.dynamic_shared_bytes);
   grid.parameters = bytes;
   grid.schedule = options.schedule;
-  grid.random.seed(options.seed + 0x9e3779b97f4a7c15 * ++target.launches);
-  grid.instructions_left = options.instruction_limit;
+  grid.seed = options.seed + 0x9e3779b97f4a7c15 * ++target.launches;
+  grid.instruction_limit = options.instruction_limit;
+  // A listener is called on the thread that launches.
+  grid.threads_of_host = options.watch.listener ? 1 : options.threads;
+  grid.watch = options.watch.listener ? &options.watch : nullptr;
   const u64 parameters = block.begin;
   try {
     run_grid(grid);

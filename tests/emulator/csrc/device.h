@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string>
 
+#include "debug.h"
 #include "ptx_parser.h"
 #include "state.h"
 
@@ -20,7 +21,9 @@ struct LaunchRequest {
 struct Options {
   Schedule schedule = Schedule::fair;
   u64 seed = 0;
-  u64 instruction_limit = u64{20} * 1000 * 1000 * 1000;  // warp instructions of one launch
+  u32 threads = 0;  // of the host that run clusters; 0: as many as the process may use
+  Watch watch;      // in force where it has a listener
+  u64 instruction_limit = u64{2} * 1000 * 1000 * 1000;  // warp instructions of one launch
 };
 
 struct Image;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 
 #include "decoder.h"
 #include "memory.h"
@@ -18,6 +19,27 @@ const Variable* find_in_scopes(const Function& function, int scope, std::string_
     if (const auto it = variables.find(name); it != variables.end()) return &it->second;
   }
   return nullptr;
+}
+
+bool has_any(const TextInstruction& text, std::initializer_list<std::string_view> words) {
+  return std::any_of(words.begin(), words.end(), [&](std::string_view word) {
+    return std::find(text.words.begin(), text.words.end(), word) != text.words.end();
+  });
+}
+
+// May the instruction tell another cluster something while it runs, or depend on what one tells? In doubt, yes.
+bool may_talk(const TextInstruction& text) {
+  const auto word = text.words[0];
+  if (word == "tensormap" || word == "multimem") return true;
+  if (word == "fence" || word == "membar") return has_any(text, {"gpu", "gl", "sys"});
+  if (word == "call")  // of printf: the order of what is printed
+    return std::any_of(text.operands.begin(), text.operands.end(), [](const auto& o) { return o.name == "vprintf"; });
+  if (word == "cp") return has_any(text, {"reduce"}) && has_any(text, {"global"});
+  const bool is_shared = std::any_of(text.words.begin(), text.words.end(),
+                                     [](std::string_view each) { return each.starts_with("shared"); });
+  if (is_shared || word == "mbarrier" || word == "barrier" || word == "griddepcontrol") return false;
+  return word == "atom" || word == "red" ||
+         has_any(text, {"volatile", "relaxed", "acquire", "release", "acq_rel", "sc", "mmio"});
 }
 
 Step fall_off_the_end(Warp& warp, const Instruction&, u32 mask) {
@@ -187,6 +209,7 @@ void Linker::place_shared() {
 
 void Linker::decode_one(FunctionImage& image, const TextInstruction& text) {
   Instruction in;
+  const u32 first_name = static_cast<u32>(program_.names.size());
   Decoder decoder(*this, *image.function, text);
   const Entry* entry = find_entry(text);
   if (entry == nullptr) decoder.fail("unknown instruction ", text.words[0]);
@@ -199,9 +222,10 @@ void Linker::decode_one(FunctionImage& image, const TextInstruction& text) {
     in.guard_flip = text.guard_negated ? kAllLanes : 0;
   }
   entry->decode(decoder, text, in);
+  program_.talks = program_.talks || may_talk(text);
   if (in.execute == nullptr) decoder.fail("this form of ", text.words[0], " is not supported");
   program_.code.push_back(in);
-  program_.places.push_back({text.ptx_line, text.file, text.line, text.text});
+  program_.places.push_back({text.ptx_line, text.source, first_name, text.text});
 }
 
 void Linker::decode(FunctionImage& image) {
@@ -213,6 +237,7 @@ void Linker::decode(FunctionImage& image) {
   end.kind = Class::control;
   Place place;
   if (!program_.places.empty()) place = program_.places.back();
+  place.first_name = static_cast<u32>(program_.names.size());
   program_.code.push_back(end);
   program_.places.push_back(place);
 }
@@ -242,6 +267,7 @@ void Linker::link(std::string_view kernel) {
   }
   place_shared();
   for (FunctionImage& image : images_) decode(image);
+  program_.callers = module_.callers;
   program_.hits.resize(program_.code.size());
 }
 

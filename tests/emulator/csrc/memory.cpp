@@ -77,6 +77,7 @@ u64 Memory::live_allocations() const {
 }
 
 int Memory::take_window() {
+  const std::lock_guard lock(mutex_);
   auto free = std::find(windows_.begin(), windows_.end(), false);
   if (free == windows_.end()) {
     if ((windows_.size() + 1) * kSharedWindowBytes > kSharedBytes) refuse("too many clusters are resident");
@@ -90,12 +91,15 @@ int Memory::take_window() {
   return static_cast<int>(free - windows_.begin());
 }
 
-void Memory::return_window(int window) { windows_[window] = false; }
+void Memory::return_window(int window) {
+  const std::lock_guard lock(mutex_);
+  windows_[window] = false;
+}
 
-u8* Memory::take_local(u64 bytes) {
-  const u64 begin = u64(base_) + kSharedBytes + local_used_;
-  local_used_ = page_up(local_used_ + bytes + kPage);
-  if (local_used_ > kLocalBytes) refuse("local memory is used up");
+u8* Memory::open_local(int window, u64 offset, u64 bytes) {
+  constexpr u64 kOfWindow = kLocalBytes / (kSharedBytes / kSharedWindowBytes);
+  if (offset + bytes >= kOfWindow) refuse("local memory is used up: a cluster asks for more than ", kOfWindow, " bytes");
+  const u64 begin = u64(base_) + kSharedBytes + u64(window) * kOfWindow + offset;
   open_pages(begin, begin + bytes + 1);
   return reinterpret_cast<u8*>(begin);
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -45,8 +46,8 @@ class Memory {
   void return_window(int window);
   u8* window(int index) const { return base_ + u64(index) * kSharedWindowBytes; }
 
-  u8* take_local(u64 bytes);
-  void reset_local() { local_used_ = 0; }
+  // Local memory of what runs in a window, from byte `offset` on.
+  u8* open_local(int window, u64 offset, u64 bytes);
 
   bool holds(u64 address) const { return address - u64(base_) < kBytes; }
   bool is_shared(u64 address) const { return address - u64(base_) < kSharedBytes; }
@@ -58,11 +59,11 @@ class Memory {
 
  private:
   Memory();
-  static constexpr u64 kBytes = u64{4} << 40, kSharedBytes = u64{64} << 30, kLocalBytes = u64{64} << 30;
+  static constexpr u64 kBytes = u64{4} << 40, kSharedBytes = u64{64} << 30, kLocalBytes = u64{1} << 40;
   u8* base_ = nullptr;
   u64 next_ = kSharedBytes + kLocalBytes;  // bump
-  u64 local_used_ = 0;
   std::deque<Extent> extents_;  // ascending
+  std::mutex mutex_;  // of windows_
   std::vector<bool> windows_;
 };
 

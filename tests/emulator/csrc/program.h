@@ -76,15 +76,35 @@ struct Instruction {
   const void* extra = nullptr;  // decoded data of one mnemonic, owned by the program (Program::keep)
 };
 
+// A line of the CUDA source. file indexes Program::files, 0 is unknown; caller indexes Program::callers: the line into
+// which this one was inlined, 0 for none.
+struct SourceLine {
+  u32 file = 0, line = 0, caller = 0;
+};
+
 // Where an instruction stands, apart from the hot array.
 struct Place {
   u32 ptx_line = 0;
-  u32 file = 0, line = 0;  // of the CUDA source, by .loc; file indexes Program::files, 0 is unknown
-  std::string_view text;         // the instruction as PTX writes it
+  SourceLine source;      // by .loc
+  u32 first_name = 0;     // of Program::names
+  std::string_view text;  // the instruction as PTX writes it
+};
+
+// A register as an instruction names it: for the debugger.
+struct NamedRow {
+  std::string_view name;
+  Operand row;
+  Type type = Type::none;  // how the instruction takes it; a plain .b32 that was declared .f32 is the latter
+  u32 bytes = 0;           // of a lane in the row; 0: a predicate
+  bool is_written = false;
 };
 
 struct Hits {
   u64 warps = 0, lanes = 0;
+  void operator+=(const Hits& other) {
+    warps += other.warps;
+    lanes += other.lanes;
+  }
 };
 
 struct Parameter {
@@ -99,6 +119,8 @@ struct Program {
   std::vector<Place> places;           // parallel to code
   std::vector<Hits> hits;              // parallel to code; summed over launches
   std::vector<std::string> files;
+  std::vector<SourceLine> callers;     // by SourceLine::caller
+  std::vector<NamedRow> names;         // of all instructions, in order
   std::vector<Parameter> parameters;
   u32 parameter_bytes = 0;
   std::vector<u8> constants;     // the constant rows
@@ -109,6 +131,7 @@ struct Program {
   u32 max_threads = 1024;        // .maxntid, .reqntid
   u32 required_cluster[3] = {0, 0, 0};  // .reqnctapercluster
   u32 max_registers = 255;
+  bool talks = false;  // has instructions by which clusters may tell each other something while they run
 
   // Gives `value` the program's lifetime.
   template <class T>
@@ -118,6 +141,7 @@ struct Program {
     deleters_.push_back([](void* pointer) { delete static_cast<T*>(pointer); });
     return owned;
   }
+  const std::string& file_of(const SourceLine& line) const { return files[line.file < files.size() ? line.file : 0]; }
   Program() = default;
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;

@@ -1,5 +1,6 @@
 #include "ptx_parser.h"
 
+#include <array>
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
@@ -369,18 +370,51 @@ void parse_reg(Text& text, Scope& scope) {
   text.expect(';');
 }
 
-struct Location {
-  u32 file = 0, line = 0;
+// The .loc directives of a body: `.loc file line column [, function_name label, inlined_at file line column]`, where
+// the place after inlined_at had a .loc of its own before.
+class Locations {
+ public:
+  explicit Locations(Module& module) : module_(module) {}
+  SourceLine current;
+
+  void parse(Text& text) {
+    const Point here = point(text);
+    current = {here[0], here[1], 0};
+    if (text.take(',')) {
+      text.until(',');
+      if (text.name() != "inlined_at") text.fail("expected inlined_at");
+      const Point above = point(text);
+      const auto known = seen_.find(above);
+      current.caller = caller({above[0], above[1], known == seen_.end() ? 0 : known->second});
+    }
+    seen_[here] = current.caller;
+  }
+
+ private:
+  using Point = std::array<u32, 3>;  // file, line, column
+  Point point(Text& text) {
+    TextOperand::Kind kind;
+    Point found;
+    for (u32& part : found) part = static_cast<u32>(text.number(kind));
+    return found;
+  }
+  u32 caller(SourceLine line) {
+    auto [it, is_new] = callers_.try_emplace({line.file, line.line, line.caller}, 0);
+    if (is_new) {
+      it->second = static_cast<u32>(module_.callers.size());
+      module_.callers.push_back(line);
+    }
+    return it->second;
+  }
+  Module& module_;
+  std::map<Point, u32> seen_, callers_;
 };
 
 // A directive inside a body, after its dot. label: the last one before it.
-void parse_body_directive(Text& text, Scope& scope, Location& location, std::string_view label) {
+void parse_body_directive(Text& text, Scope& scope, Locations& locations, std::string_view label) {
   const auto word = text.name();
-  TextOperand::Kind kind;
   if (word == "loc") {
-    location.file = static_cast<u32>(text.number(kind));
-    location.line = static_cast<u32>(text.number(kind));
-    text.rest_of_line();
+    locations.parse(text);
   } else if (word == "reg") {
     parse_reg(text, scope);
   } else if (word == "local" || word == "shared" || word == "param") {
@@ -403,13 +437,12 @@ void parse_body_directive(Text& text, Scope& scope, Location& location, std::str
 }  // namespace
 
 void parse_body(Module& module, Function& function) {
-  (void)module;
   if (function.is_parsed) return;
   function.is_parsed = true;
   Text text(function.body, function.first_line);
   function.scopes.emplace_back();
   int scope = 0;
-  Location location;
+  Locations locations(module);
   std::string_view label;
   while (!text.done()) {
     if (text.take('{')) {
@@ -419,7 +452,7 @@ void parse_body(Module& module, Function& function) {
       scope = function.scopes[scope].parent;
       if (scope < 0) text.fail("a } without {");
     } else if (text.take('.')) {
-      parse_body_directive(text, function.scopes[scope], location, label);
+      parse_body_directive(text, function.scopes[scope], locations, label);
     } else if (text.take_label(label)) {
       function.scopes[scope].labels[label] = static_cast<u32>(function.instructions.size());
     } else if (!text.take(';')) {
@@ -432,8 +465,7 @@ void parse_body(Module& module, Function& function) {
       text.peek();
       const size_t begin = text.position();
       instruction.ptx_line = text.line();
-      instruction.file = location.file;
-      instruction.line = location.line;
+      instruction.source = locations.current;
       instruction.words = cut_at_dots(text.mnemonic());
       if (instruction.words[0].empty()) text.fail("expected an instruction");
       instruction.operands = parse_operands(text, ';');

@@ -27,7 +27,8 @@ struct TextInstruction {
   std::string_view text;            // as written, without the guard
   std::vector<std::string_view> words;  // the mnemonic cut at dots: "ld", "shared::cta", "v2", "f32"
   std::vector<TextOperand> operands;
-  u32 scope = 0, ptx_line = 0, file = 0, line = 0;
+  u32 scope = 0, ptx_line = 0;
+  SourceLine source;
 };
 
 struct Variable {
@@ -77,6 +78,7 @@ struct Module {
   std::string text;                          // owns what the views point into
   std::string target;                        // "sm_90a"
   std::vector<std::string> files = {""};     // .file n "..."
+  std::vector<SourceLine> callers = {{}};    // where inlined lines were inlined
   std::map<std::string_view, Variable> variables;
   std::map<std::string_view, Function> functions;
   std::map<std::string_view, u64> addresses;  // of .global and .const variables that are in use

@@ -33,6 +33,13 @@ std::ostream& operator<<(std::ostream& out, Hex hex) {
   return out;
 }
 
+std::string callers_of(const Program& program, const SourceLine& line, const char* before_each) {
+  std::ostringstream out;
+  for (u32 at = line.caller; at != 0; at = program.callers[at].caller)
+    out << before_each << program.file_of(program.callers[at]) << ":" << program.callers[at].line;
+  return out.str();
+}
+
 std::string Report::text() const {
   std::ostringstream out;
   out << "[" << check << "] " << sentence;
@@ -43,6 +50,7 @@ std::string Report::text() const {
     if (lane >= 0) out << ", lane " << lane << " (thread " << warp * kLanes + lane << ")";
   }
   if (!file.empty()) out << "\n  at " << file << ":" << line;
+  out << callers;
   if (!instruction.empty()) out << "\n  instruction `" << instruction << "` (PTX line " << ptx_line << ")";
   return out.str();
 }
@@ -58,8 +66,9 @@ Report report_at(const Warp& warp, int lane, std::string check, std::string sent
   if (warp.group != nullptr && warp.group->pc < warp.program->places.size()) {
     const Place& place = warp.program->places[warp.group->pc];
     report.ptx_line = place.ptx_line;
-    report.line = place.line;
-    report.file = place.file < warp.program->files.size() ? warp.program->files[place.file] : "";
+    report.line = place.source.line;
+    report.file = warp.program->file_of(place.source);
+    report.callers = callers_of(*warp.program, place.source, "\n  called from ");
     report.instruction = std::string(place.text);
   }
   return report;

@@ -14,6 +14,7 @@ struct Report {
   std::string kernel;  // demangled
   std::string file;
   u32 line = 0, ptx_line = 0;
+  std::string callers;  // a line for each call that was inlined, innermost first
   std::string instruction;
   u32 block[3] = {};
   int warp = -1, lane = -1;
@@ -31,6 +32,9 @@ class Fault : public std::exception {
   Report report_;
   std::string text_;
 };
+
+// The files and lines of the calls by which a line was inlined, innermost first.
+std::string callers_of(const Program& program, const SourceLine& line, const char* before_each);
 
 // The report of the warp's current instruction.
 Report report_at(const Warp& warp, int lane, std::string check, std::string sentence);

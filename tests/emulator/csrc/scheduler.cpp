@@ -5,6 +5,7 @@
 
 #include "agents.h"
 #include "async_state.h"
+#include "debug.h"
 #include "memory.h"
 #include "report.h"
 #include "residency.h"
@@ -71,9 +72,10 @@ bool is_still_behind(const Warp& warp, const Group& group) {
 enum class Turn { slice_ended, blocked, met, yielded };
 
 // The inner loop of the emulator.
+template <bool kIsWatched>
 Turn run_group(Warp& warp, Group& group, u64 slice) {
   const Instruction* code = warp.program->code.data();
-  Hits* hits = const_cast<Hits*>(warp.program->hits.data());
+  Hits* hits = cluster_of(warp).hits;
   const size_t groups = warp.groups.size();
   u32 limit = groups == 1 ? ~u32{0} : next_meeting(warp, group);
   warp.group = &group;
@@ -88,7 +90,7 @@ Turn run_group(Warp& warp, Group& group, u64 slice) {
     if (mask != 0) {
       hits[pc].warps += 1;
       hits[pc].lanes += static_cast<u64>(__builtin_popcount(mask));
-      const Step step = in.execute(warp, in, mask);
+      const Step step = kIsWatched ? execute_watched(warp, in, mask) : in.execute(warp, in, mask);
       if (step == Step::next) [[likely]] {
         group.pc = pc + 1;
       } else if (step == Step::jumped) {
@@ -121,12 +123,13 @@ Turn run_group(Warp& warp, Group& group, u64 slice) {
   return turn;
 }
 
-void charge(Grid& grid, Warp& warp, u64 executed) {
-  if (executed <= grid.instructions_left) {
-    grid.instructions_left -= executed;
+void charge(Cluster& cluster, Warp& warp, u64 executed) {
+  if (executed <= cluster.instructions_left) {
+    cluster.instructions_left -= executed;
     return;
   }
-  fault(warp, -1, "endless", "the kernel has executed its limit of instructions and has not ended");
+  fault(warp, -1, "endless", "the launch has executed its limit of ", cluster.grid->instruction_limit,
+        " warp instructions and has not ended");
 }
 
 // Runs a warp until all its groups are blocked, it yields, or its slice ends. True where it executed something.
@@ -142,8 +145,9 @@ bool run_warp(Warp& warp, u64 slice) {
     if (group == nullptr) break;
     const u64 before = warp.executed, events = cluster.events;
     const u32 pc = group->pc;
-    const Turn turn = run_group(warp, *group, std::min(kSlice, slice));
-    charge(*cluster.grid, warp, warp.executed - before);
+    const u64 longest = std::min(kSlice, slice);
+    const Turn turn = warp.watched ? run_group<true>(warp, *group, longest) : run_group<false>(warp, *group, longest);
+    charge(cluster, warp, warp.executed - before);
     // A blocked instruction alone is no advance, unless it changed something (an arrival).
     advanced =
         advanced || turn != Turn::blocked || warp.executed - before > 1 || group->pc != pc || cluster.events != events;
@@ -196,9 +200,8 @@ std::string describe_wait(const Warp& warp, const Group& group) {
     case WaitKind::other: out << "waits"; break;
   }
   const Place& place = warp.program->places[group.pc];
-  const auto& files = warp.program->files;
-  out << " at " << (place.file < files.size() ? files[place.file] : "") << ":" << place.line << " `" << place.text
-      << "`";
+  out << " at " << warp.program->file_of(place.source) << ":" << place.source.line
+      << callers_of(*warp.program, place.source, ", called from ") << " `" << place.text << "`";
   return out.str();
 }
 
@@ -230,11 +233,10 @@ std::string describe_wait(const Warp& warp, const Group& group) {
 
 // Which of the warps that can run is next; null where none can.
 Warp* choose_warp(Cluster& cluster, std::vector<Warp*>& warps, size_t& turn) {
-  Grid& grid = *cluster.grid;
   const size_t count = warps.size();
-  switch (grid.schedule) {
+  switch (cluster.grid->schedule) {
     case Schedule::random: {
-      turn = grid.random() % count;
+      turn = cluster.random() % count;
       for (size_t i = 0; i < count; ++i)
         if (Warp* warp = warps[(turn + i) % count]; can_run(*warp)) return warp;
       return nullptr;
@@ -258,10 +260,10 @@ Warp* choose_warp(Cluster& cluster, std::vector<Warp*>& warps, size_t& turn) {
   }
 }
 
-u64 slice_of(Grid& grid) {
-  if (grid.schedule != Schedule::random) return kSlice;
+u64 slice_of(Cluster& cluster) {
+  if (cluster.grid->schedule != Schedule::random) return kSlice;
   // Mostly long, sometimes a few instructions: so that warps also meet in the middle of things.
-  const u64 dice = grid.random();
+  const u64 dice = cluster.random();
   return dice % 8 == 0 ? 1 + dice / 8 % 64 : kSlice;
 }
 
@@ -288,13 +290,13 @@ bool run_cluster(Cluster& cluster, u64 budget) {
   const auto complete_one = agents().complete_one;
   size_t turn = 0;
   int hopeless = 0;
-  const u64 begin = cluster.grid->instructions_left;
-  while (begin - cluster.grid->instructions_left < budget) {
+  const u64 begin = cluster.instructions_left;
+  while (begin - cluster.instructions_left < budget) {
     if (complete_one) complete_one(cluster, false);
     Warp* warp = choose_warp(cluster, warps, turn);
     if (warp != nullptr) {
       const u64 events = cluster.events;
-      run_warp(*warp, slice_of(*cluster.grid));
+      run_warp(*warp, slice_of(cluster));
       if (cluster.events != events) hopeless = 0;
       continue;
     }

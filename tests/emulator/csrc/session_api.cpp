@@ -1,7 +1,9 @@
 // What the Python side of the tests calls through ctypes.
 #include <cstring>
+#include <sstream>
 #include <string>
 
+#include "decoder.h"
 #include "device.h"
 #include "memory.h"
 #include "report.h"
@@ -35,12 +37,25 @@ u64 glm5_emulator_unwritten(u64 address, u64 bytes) {
   for (u64 i = 0; i < bytes; ++i) count += *Memory::shadow(address + i) == kUninitialised;
   return count;
 }
-void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int allows_host_pointers) {
+// threads: that may run clusters; 0: as many as the process may use.
+void glm5_emulator_configure(int schedule, u64 seed, u64 instruction_limit, int allows_host_pointers, u32 threads) {
   Options& options = Device::instance().options;
   options.schedule = static_cast<Schedule>(schedule);
   options.seed = seed;
   options.instruction_limit = instruction_limit;
+  options.threads = threads;
   Memory::instance().allows_host_pointers = allows_host_pointers != 0;
+}
+// Calls `listener` around the instructions of one warp; null ends it. lines: "file:line" for those alone, one in each
+// row.
+void glm5_emulator_watch(Listener listener, const char* kernel, const u32* block, int warp, const char* lines) {
+  Watch& watch = Device::instance().options.watch;
+  watch = {.kernel = kernel, .block = {block[0], block[1], block[2]}, .warp = warp, .listener = listener};
+  std::istringstream rows(lines);
+  for (std::string row; std::getline(rows, row);) {
+    const size_t colon = row.rfind(':');
+    watch.lines.emplace_back(row.substr(0, colon), static_cast<u32>(std::stoul(row.substr(colon + 1))));
+  }
 }
 // PTX as text; 0 on failure.
 u64 glm5_emulator_load_ptx(const char* text) {
@@ -70,6 +85,13 @@ const char* glm5_emulator_sentence() { return last_sentence().c_str(); }
 const char* glm5_emulator_check() { return last_check().c_str(); }
 const char* glm5_emulator_counters() { return (answer = Device::instance().counters()).c_str(); }
 void glm5_emulator_reset_counters() { Device::instance().reset_counters(); }
+// A line per entry of the instruction tables: mnemonic, section of the PTX ISA.
+const char* glm5_emulator_instructions() {
+  answer.clear();
+  for (const Entry* entry : all_entries())
+    answer.append(entry->mnemonic).append("\t").append(entry->section).append("\n");
+  return answer.c_str();
+}
 u64 glm5_emulator_live_allocations() { return Memory::instance().live_allocations(); }
 
 }  // extern "C"

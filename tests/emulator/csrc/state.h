@@ -26,6 +26,9 @@ struct Extent;
 struct AsyncWarpState;
 struct AsyncCtaState;
 struct AsyncClusterState;
+class TouchedBytes;
+struct Watch;
+struct WatchedWarp;
 
 enum class WaitKind : int { none, converge, barrier, cluster_barrier, mbarrier, copy_group, bulk_group, wgmma, other };
 
@@ -70,6 +73,7 @@ struct Warp {
   u32 cluster_unwaited = 0;  // lanes that arrived and have not waited yet
   std::vector<u8> registers, specials;
   std::shared_ptr<AsyncWarpState> async;
+  std::shared_ptr<WatchedWarp> watched;  // null: nobody looks
   bool done() const { return live == 0; }
 };
 
@@ -100,6 +104,11 @@ struct Cluster {
   std::vector<std::unique_ptr<Cta>> ctas;
   u8* shared = nullptr;     // host address of shared::cluster address 0
   int window = -1;          // which shared window it holds
+  u64 local_bytes = 0;      // of the window's local memory that is taken
+  std::mt19937_64 random;   // its own, so that its schedule does not depend on the others
+  u64 instructions_left = 0;
+  Hits* hits = nullptr;     // by instruction: the program's, or those of the thread that runs it
+  TouchedBytes* touched = nullptr;  // null: nobody keeps a record
   u64 barrier_generation = 1;
   u64 events = 1;           // grows whenever something happens that could wake a blocked warp
   std::shared_ptr<AsyncClusterState> async;
@@ -121,8 +130,10 @@ struct Grid {
   u32 dynamic_shared_bytes = 0;
   const u8* parameters = nullptr;  // 128-byte aligned
   Schedule schedule = Schedule::fair;
-  std::mt19937_64 random;
-  u64 instructions_left = 0;
+  u64 seed = 0;
+  u64 instruction_limit = 0;  // in warp instructions
+  u32 threads_of_host = 1;    // that may run clusters
+  const Watch* watch = nullptr;
   TensorMapChanges tensor_maps;
   u32 thread_count() const { return threads[0] * threads[1] * threads[2]; }
   u32 cluster_ctas() const { return cluster_shape[0] * cluster_shape[1] * cluster_shape[2]; }
