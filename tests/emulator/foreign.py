@@ -27,7 +27,7 @@ def _includes() -> list[Path]:
 def _fingerprint(source: Path) -> str:
     version = subprocess.run([build.nvcc_path(), "--version"], capture_output=True, text=True, check=True).stdout
     cutlass = (_includes()[0] / "cutlass" / "version.h").read_text()
-    digest = hashlib.sha256(f"{version} {FLAGS} {cutlass}".encode())
+    digest = hashlib.sha256(f"{version} {FLAGS} {build.RUNTIME} {cutlass}".encode())
     text = source.read_text()
     digest.update(text.encode())
     for header in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
