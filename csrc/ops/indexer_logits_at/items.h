@@ -80,7 +80,7 @@ GLM5_INLINE void score_tokens(const IndexerLogitsAtArgs& args, i64 begin, i64 en
       one.k = {gathered.keys, one.q.is_e4m3, {count, dim}, {dim, 1}};
       one.k_scales = {gathered.scales, {count}, {1}};
       if (count == 0) continue;
-      Scorer::score(one, cpu::IndexerItem(0, 1, count, 1), scratch, {gathered.scores, count});
+      Scorer::score(one, cpu::IndexerItem{0, 1, 0, count}, scratch, {gathered.scores, count});
       for (i64 i = 0; i < count; ++i) *args.out.at(t, gathered.places[i]) = gathered.scores[i];
     }
   }

@@ -25,7 +25,7 @@ def all_workloads() -> dict[str, Workload]:
     found: dict[str, Workload] = {}
     for module in MODULES:
         found |= import_module(f"glm5_ops.workloads.{module}").WORKLOADS
-    return found
+    return dict(sorted(found.items()))
 
 
 __all__ = ["MODULES", "Case", "Workload", "all_workloads"]
