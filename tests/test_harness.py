@@ -7,8 +7,10 @@ import torch
 
 import glm5_ops
 from glm5_ops import _native, reference
-from glm5_ops.workloads._compare import same_bits, within_torch
+from glm5_ops.workloads._compare import same_bits, selected_by_score, within_torch
+from glm5_ops.workloads._indexer import exact_scores
 from glm5_ops.workloads.fp8_gemm import Fp8GemmCase
+from glm5_ops.workloads.indexer_topk import IndexerTopkCase, IndexerTopkPagedCase
 from glm5_ops.workloads.quantize_fp8 import QuantizeCase
 from tests import harness
 
@@ -73,6 +75,56 @@ def test_within_torch_wants_infinity_where_it_belongs_and_with_its_sign():
         wrong[row, column] = float(value)
         verdict = within_torch(wrong, exact, torchs)
         assert not verdict.passed and f"[{row}, {column}]" in verdict.detail
+
+
+def _change(row: int, place: int, value: int):
+    def change(indices, margins, fingerprints):
+        indices[row, place] = value
+
+    return change
+
+
+def _swap_for_a_worse(indices, margins, fingerprints):
+    left = sorted(set(range(200)) - set(indices[30].tolist()))
+    indices[30] = torch.tensor(sorted([*indices[30, 1:].tolist(), left[0]]))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda indices, margins, fingerprints: indices.copy_(torch.arange(16)),  # the first keys
+        lambda indices, margins, fingerprints: indices.copy_(indices.roll(1, 0)),  # another row's
+        lambda indices, margins, fingerprints: indices.copy_(indices.flip(1)),  # not ascending
+        _swap_for_a_worse,
+        _change(30, 3, -1),
+        _change(0, 15, 199),  # outside the window
+        lambda indices, margins, fingerprints: indices[20].fill_(int(indices[20, 0])),  # one key, many times
+        lambda indices, margins, fingerprints: margins.mul_(1.01),
+        lambda indices, margins, fingerprints: fingerprints[7].add_(1),
+    ],
+)
+@pytest.mark.parametrize("paged", [False, True])
+def test_selected_by_score_rejects(spoil, paged):
+    op, case = ("indexer_topk", IndexerTopkCase(36, 200, topk=16))
+    if paged:
+        op, case = "indexer_topk_paged", IndexerTopkPagedCase(1, 200, 36, topk=16, physical=True, ragged=False)
+    inputs = case.inputs()
+    if paged:  # slots are positions here
+        order = inputs["block_table"][0, :4].long()
+        inputs["cache"], inputs["block_table"] = inputs["cache"][order], torch.arange(4).int()[None]
+    got = getattr(reference, op)(**inputs)
+    assert selected_by_score(got, *exact_scores(inputs), inputs).passed
+    spoil(*got)
+    assert not selected_by_score(got, *exact_scores(inputs), inputs).passed
+
+
+def test_selected_by_score_knows_the_order_of_what_is_no_number():
+    inputs = {"windows": torch.tensor([[0, 4]]), "topk": 2}
+    scores = torch.tensor([[float("nan"), float("-inf"), 1.0, float("-inf")]]).double()
+    none = torch.empty(0)
+    for chosen, right in (([1, 2], True), ([2, 3], True), ([0, 2], False), ([1, 3], False)):
+        got = torch.tensor([chosen]).int(), none, none
+        assert selected_by_score(got, scores, torch.ones(1), inputs).passed == right
 
 
 @pytest.mark.parametrize("op", ["quantize_fp8", "fp8_gemm"])
