@@ -1,9 +1,9 @@
 // require(condition, parts...): a broken limit becomes an Error whose sentence is the parts, with file and line.
 #pragma once
 
-#include <source_location>
 #include <sstream>
 #include <stdexcept>
+#include <string_view>
 
 namespace glm5 {
 
@@ -11,22 +11,29 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A line of a source file, filled by default arguments: the builtins give the caller's. (clang has std::source_location
+// from version 16 on only.)
+struct Place {
+  const char* file;
+  int line;
+};
+
 // Remembers where it was written, so that require() needs no macro.
 struct Condition {
   bool holds;
-  std::source_location where;
+  Place where;
   template <class Bool>
-  Condition(const Bool& value, std::source_location here = std::source_location::current())
-      : holds(static_cast<bool>(value)), where(here) {}
+  Condition(const Bool& value, const char* file = __builtin_FILE(), int line = __builtin_LINE())
+      : holds(static_cast<bool>(value)), where{file, line} {}
 };
 
 template <class... Parts>
-[[noreturn]] void fail(const std::source_location& where, const Parts&... parts) {
+[[noreturn]] void fail(const Place& where, const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  const std::string_view path = where.file_name();
+  const std::string_view path = where.file;
   const auto csrc = path.rfind("csrc/");
-  text << " (" << (csrc == std::string_view::npos ? path : path.substr(csrc)) << ":" << where.line() << ")";
+  text << " (" << (csrc == std::string_view::npos ? path : path.substr(csrc)) << ":" << where.line << ")";
   throw Error(text.str());
 }
 

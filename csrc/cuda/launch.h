@@ -17,11 +17,11 @@ constexpr int kMaxSmemBytes = 227 * 1024;  // what one block may have on sm_90
 constexpr int kMaxDevices = 64;
 
 // A failed call becomes an Error that names the op and the place of the call.
-inline void check(cudaError_t status, const char* op, const char* what,
-                  std::source_location where = std::source_location::current()) {
+inline void check(cudaError_t status, const char* op, const char* what, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();  // so that the next call does not report it again
-  fail(where, op, ": ", what, " failed: ", cudaGetErrorString(status));
+  fail({file, line}, op, ": ", what, " failed: ", cudaGetErrorString(status));
 }
 
 struct Device {

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 PARTS = ("wgmma_math", "mbarrier", "tensor_map", "race_check")
 
 
-def _run(program, folder, *include):
+def _run(program, folder, *include, parts=PARTS):
     compiler = shutil.which("g++") or shutil.which("c++")
     # The headers of the toolkit, by its compiler's own account.
     shown = subprocess.run([build.nvcc_path(), "--dryrun", "-E", "none.cu"], capture_output=True, text=True).stderr
@@ -50,3 +50,9 @@ def test_descriptors_and_swizzles_agree_with_cute(tmp_path):
         pytest.skip("the CUTLASS headers are not installed: pip install nvidia-cutlass==4.2.0.0")
     cutlass = Path(spec.submodule_search_locations[0]) / "source" / "include"
     assert _run("wgmma_layouts", tmp_path, cutlass) == ["0 layouts differ"]
+
+
+def test_another_gpu_is_answered_with_a_sentence(tmp_path):
+    sentence = "gemm needs a GPU of compute capability 9.0 (H100, H200, H800, H20); device 0 has 8.6"
+    (line,) = _run("other_gpu", tmp_path, parts=())
+    assert line.startswith(sentence)

@@ -3,6 +3,7 @@
 from glm5_ops.ops.dequantize_fp8 import dequantize_fp8
 from glm5_ops.ops.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.ops.gemm import gemm, gemm_into
+from glm5_ops.ops.indexer_cache_append import indexer_cache_append
 from glm5_ops.ops.indexer_logits import indexer_logits, indexer_logits_paged
 from glm5_ops.ops.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
@@ -14,6 +15,7 @@ __all__ = [
     "fp8_gemm_into",
     "gemm",
     "gemm_into",
+    "indexer_cache_append",
     "indexer_logits",
     "indexer_logits_paged",
     "indexer_topk",

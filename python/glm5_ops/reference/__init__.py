@@ -6,6 +6,7 @@ References compute in f64 when their floating-point inputs are f64, else in f32,
 from glm5_ops.reference.dequantize_fp8 import dequantize_fp8
 from glm5_ops.reference.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.reference.gemm import gemm, gemm_into
+from glm5_ops.reference.indexer_cache_append import indexer_cache_append
 from glm5_ops.reference.indexer_logits import indexer_logits, indexer_logits_paged
 from glm5_ops.reference.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
@@ -17,6 +18,7 @@ __all__ = [
     "fp8_gemm_into",
     "gemm",
     "gemm_into",
+    "indexer_cache_append",
     "indexer_logits",
     "indexer_logits_paged",
     "indexer_topk",

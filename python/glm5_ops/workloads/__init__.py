@@ -7,7 +7,16 @@ from importlib import import_module
 
 from glm5_ops.workloads._workload import Case, Workload
 
-MODULES = ("dequantize_fp8", "fp8_gemm", "gemm", "indexer_logits", "indexer_topk", "quantize_fp8", "topk_select")
+MODULES = (
+    "dequantize_fp8",
+    "fp8_gemm",
+    "gemm",
+    "indexer_cache_append",
+    "indexer_logits",
+    "indexer_topk",
+    "quantize_fp8",
+    "topk_select",
+)
 
 
 def all_workloads() -> dict[str, Workload]:

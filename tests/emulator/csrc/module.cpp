@@ -8,6 +8,7 @@ namespace glm5 {
 void bind_dequantize_fp8(nb::module_&);
 void bind_fp8_gemm(nb::module_&);
 void bind_gemm(nb::module_&);
+void bind_indexer_cache_append(nb::module_&);
 void bind_indexer_logits(nb::module_&);
 void bind_indexer_topk(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
@@ -33,6 +34,7 @@ NB_MODULE(_native_emulated, m) {
   bind_dequantize_fp8(m);
   bind_fp8_gemm(m);
   bind_gemm(m);
+  bind_indexer_cache_append(m);
   bind_indexer_logits(m);
   bind_indexer_topk(m);
   bind_quantize_fp8(m);
