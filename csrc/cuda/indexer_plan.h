@@ -1,10 +1,10 @@
 // How the indexer's scores are cut into work on sm_90a: a pure function of the problem, without CUDA, for launchers and
 // tests.
 //
-// A block of queries (256 pairs of a query and a head) meets tiles of 64 keys. An item is such a block and a part of its
-// tiles: a span of so many, or one of `splits` equal shares of what its windows reach. Persistent blocks take items in
-// turn, parts outermost, so that those running at one time read the same keys and neighbours have equally much to do;
-// last queries first and every other round backwards, which evens out causal windows.
+// A block of queries (256 pairs of a query and a head) meets tiles of 64 keys. An item is such a block and a part of
+// its tiles: a span of so many, or one of `splits` equal shares of what its windows reach. Persistent blocks take items
+// in turn, parts outermost, so that those running at one time read the same keys and neighbours have equally much to
+// do; last queries first and every other round backwards, which evens out causal windows.
 //
 // Calculated per SM for e4m3 and one tile of 64 x 256 scores' products, not measured:
 //   multiplication      64 x 256 x 128 / 4096 per clock                       512 clocks   (bf16: 1024)

@@ -408,8 +408,8 @@ struct IndexerMath {
   }
 };
 
-// By both warpgroups. Sink, beside take(): begin(item, run) and end_run(item, run) around the tiles of a run in which the
-// warpgroup has queries, and checkpoint() after every chunk() tiles of it, while nothing is under way.
+// By both warpgroups. Sink, beside take(): begin(item, run) and end_run(item, run) around the tiles of a run in which
+// the warpgroup has queries, and checkpoint() after every chunk() tiles of it, while nothing is under way.
 template <class T, class Sink>
 __device__ __forceinline__ void indexer_score(const IndexerScoring& args, IndexerStorage<T>& smem,
                                               const IndexerLane<T>& me, Sink& sink) {

@@ -34,8 +34,8 @@ inline EncodeTiled encode_tiled(const char* op) {
   return encode;
 }
 
-// A matrix as the copy engine sees it: `rows` of `columns` elements, one box of `box_rows` x `box_columns` per copy, and
-// of `box_batches` matrices where there is a third dimension.
+// A matrix as the copy engine sees it: `rows` of `columns` elements, one box of `box_rows` x `box_columns` per copy,
+// from `box_batches` matrices where there is a third dimension.
 struct TmaMatrix {
   CUtensorMapDataType dtype;
   i64 element_bytes;

@@ -339,7 +339,7 @@ FAULTS = [
     # ---- selection
     _topk(
         "no barrier before the buffers are looked at",
-        "race values",
+        "race values deadlock",
         (
             TOPK,
             "  __device__ __forceinline__ void checkpoint() {\n    team.sync();\n",
@@ -347,16 +347,10 @@ FAULTS = [
         ),
     ),
     _topk(
-        "keys are appended while others still look",
-        "race values bounds",
-        (TOPK, "    team.sync();  // before anyone appends again\n", ""),
-    ),
-    _topk(
         "the bound is too high",
         "values",
-        (TOPK, "smem.bounds[query] = cut.order + 1;", "smem.bounds[query] = cut.order + (1 << 22);"),
+        (TOPK, "smem.bounds[query] = cut.order + 1;", "smem.bounds[query] = cut.order + (1 << 25);"),
     ),
-    _topk("the last run's counts", "race", (TOPK, "    team.sync();  // before the next run clears the counts\n", "")),
     _topk(
         "buffers are not looked at in time",
         "bounds values",
@@ -380,11 +374,11 @@ FAULTS = [
     ),
     _topk(
         "a digit of the cut is lost",
-        "values",
+        "values bounds",
         (
             CANDIDATES,
             "wanted -= found.before;\n      if (found.count - wanted <= slack)",
-            "wanted -= found.before;\n      if (pass == 1)",
+            "wanted -= found.before;\n      if (pass == 0)",
         ),
     ),
 ]
