@@ -7,17 +7,9 @@
 
 #include "async_decode.h"
 #include "report.h"
+#include "wgmma_registers.h"
 
 namespace glm5::emulator {
-
-struct WgmmaForm {
-  MatrixElement a_element, b_element;
-  bool sums_in_f16 = false, is_integer = false, saturates = false;
-  bool a_in_registers = false, a_is_mn_major = false, b_is_mn_major = false, negates_a = false, negates_b = false;
-  int n = 0;
-  Operand a_registers[4], a, b, accumulate;
-  std::vector<Operand> sums;
-};
 
 namespace {
 
@@ -202,6 +194,7 @@ Step run_multiply(Warp& warp, const Instruction& in, u32 mask) {
   }
   WgmmaInFlight& op = enter(warp, form, a, b);
   const u32 number = async_of(warp).wgmma.issued;
+  note_wgmma_issue(warp, form, number);
   // All lanes take part: what each did before is ordered before it.
   const Clocks& done = op.views[warp.index % 4] = async_of(warp).order.done_by(kAllLanes);
   u8 a_rows[16 * kWgmmaKBytes];
@@ -280,6 +273,7 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
     return Step::blocked;
   }
   complete(warp, target);
+  note_wgmma_wait(warp, target);
   if (in.detail == 0) {  // the accumulators are the warp's again
     mine.is_fenced = false;
     mine.accumulators.clear();
@@ -384,5 +378,7 @@ constexpr Entry kEntries[] = {
 }  // namespace
 
 std::span<const Entry> wgmma_entries() { return kEntries; }
+
+const WgmmaForm* wgmma_form_of(const Instruction& in) { return in.execute == run_multiply ? &form_of(in) : nullptr; }
 
 }  // namespace glm5::emulator
