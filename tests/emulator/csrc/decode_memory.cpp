@@ -333,7 +333,6 @@ void decode_access(Decoder& decoder, const TextInstruction& text, Instruction& i
   }
   in.count = static_cast<u32>(rows.size());
   in.list = decoder.keep_list(rows);
-  in.access_bytes = static_cast<u32>(bytes_of(type)) * in.count;
   Kind kind = is_store ? Kind::store : Kind::load;
   const Space space = space_of(decoder);
   TextOperand base;

@@ -5,6 +5,7 @@
 #include "async_decode.h"
 #include "bulk_reduce.h"
 #include "report.h"
+#include "traffic.h"
 
 namespace glm5::emulator {
 namespace {
@@ -45,6 +46,21 @@ void check_global(Warp& warp, int lane, Access access, const std::vector<Segment
     while (segments[i].from && j < segments.size() && segments[j].from == segments[i].from + bytes)
       bytes += segments[j++].bytes;
     if (segments[i].from) check_bytes(warp, lane, access, segments[i].from, bytes);
+    i = j;
+  }
+}
+
+// What a bulk copy moves in device memory, in runs.
+void count_global(Warp& warp, Path path, const std::vector<Segment>& segments) {
+  Traffic* traffic = cluster_of(warp).traffic;
+  if (traffic == nullptr) return;
+  ++(*traffic)[path].requests;
+  for (size_t i = 0; i < segments.size();) {
+    u64 bytes = segments[i].bytes;
+    size_t j = i + 1;
+    while (segments[i].from && j < segments.size() && segments[j].from == segments[i].from + bytes)
+      bytes += segments[j++].bytes;
+    if (segments[i].from) count_run((*traffic)[path], segments[i].from, bytes);
     i = j;
   }
 }
@@ -93,6 +109,7 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
     const int lane = first_lane(rest);
     BulkCopy copy = copy_of(warp, lane, form);
     check_global(warp, lane, Access::read, copy.segments);
+    if (!form.from_shared) count_global(warp, Path::bulk_load, copy.segments);
     PendingCopy pending;
     pending.view = mine.order.done_by(u32{1} << lane);
     const Clocks done = pending.view;
@@ -127,6 +144,7 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
       require_async_barrier(warp, lane, pending.barrier[0]);
       check_bytes(warp, lane, Access::write, u64(cluster.shared) + address, copy.bytes);
       check_conflict(warp, lane, state.races.write(address, copy.bytes, who), "a bulk copy writes");
+      if (cluster.traffic && !form.from_shared) cluster.traffic->delivered += copy.bytes;
       pending.to_offset = to_offset;
       pending.block = address >> kRankShift;
       state.pending.push_back(pending);
@@ -147,6 +165,7 @@ Step run_store(Warp& warp, const Instruction& in, u32 mask) {
     BulkCopy copy = copy_of(warp, lane, form);
     check_bytes(warp, lane, Access::read, u64(cluster.shared) + copy.shared, copy.bytes);
     check_global(warp, lane, form.reduces ? Access::atomic : Access::write, copy.segments);
+    count_global(warp, Path::bulk_store, copy.segments);
     mine.order.start(copies, u32{1} << lane);
     Accessor reader = accessor_of(warp, lane);
     reader.agent = copies.agent;

@@ -3,6 +3,7 @@
 
 #include "async_decode.h"
 #include "report.h"
+#include "traffic.h"
 
 namespace glm5::emulator {
 namespace {
@@ -26,6 +27,8 @@ Step run_cp_async(Warp& warp, const Instruction& in, u32 mask) {
   copy.kind = PendingCopy::Kind::cp_async;
   copy.site = site_of(warp, first_lane(mask));
   copy.lanes = mask;
+  u64 sources[kLanes];
+  u32 reading = 0;
   copy.sequence = ++state.sequence;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const int lane = first_lane(rest);
@@ -39,7 +42,11 @@ Step run_cp_async(Warp& warp, const Instruction& in, u32 mask) {
             Hex{shared_address(warp, to)}, ": both must be aligned to ", form.bytes);
     }
     check_bytes(warp, lane, Access::write, to, form.bytes);
-    if (source_bytes) check_bytes(warp, lane, Access::read, from, source_bytes);
+    if (source_bytes) {
+      check_bytes(warp, lane, Access::read, from, source_bytes);
+      sources[lane] = from;
+      reading |= u32{1} << lane;
+    }
     const u32 address = shared_address(warp, to);
     Accessor who = accessor_of(warp, lane);
     who.agent = copies.agent;
@@ -49,6 +56,7 @@ Step run_cp_async(Warp& warp, const Instruction& in, u32 mask) {
     if (source_bytes < form.bytes) segments->push_back({address + source_bytes, 0, form.bytes - source_bytes});
     copy.group[lane] = mine.copy_groups[lane].open;
   }
+  if (cluster.traffic) count_sectors((*cluster.traffic)[Path::cp_async], sources, reading, form.bytes);
   copy.segments = std::move(segments);
   state.pending.push_back(std::move(copy));
   wake(cluster);
