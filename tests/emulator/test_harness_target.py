@@ -1,4 +1,4 @@
-"""The stand-in for the extension: outputs that a kernel leaves unwritten are an error, and inputs come back unharmed."""
+"""The stand-in for the extension: an output that a kernel leaves unwritten is an error."""
 
 import ctypes
 
