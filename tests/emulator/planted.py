@@ -288,7 +288,7 @@ FAULTS = [
     # ---- the indexer's scores
     _logits(
         "a stage of keys is given back while wgmma reads it",
-        "race operands",
+        "race operands wgmma",
         (
             SCORES,
             "    multiply(ahead);\n    ptx::wgmma_wait_group<1>();\n",
@@ -321,6 +321,11 @@ FAULTS = [
         "weights are not waited for",
         "race uninitialised values mbarrier",
         (SCORES, "query_ring.init(2, T::kMathWarps);", "query_ring.init(1, T::kMathWarps);"),
+    ),
+    _logits(
+        "a lane announces weights that others still write",
+        "race",
+        (SCORES, "32 * i + lane] = weights[i];\n    __syncwarp();\n", "32 * i + lane] = weights[i];\n"),
     ),
     _logits(
         "a warpgroup without queries in a run does not pass its tiles on",
