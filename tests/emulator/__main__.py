@@ -134,7 +134,7 @@ def _show_bench(records: list[dict], output: Output) -> None:
                      ratios[0], str(counts["operations"]), *ratios[1:]])  # fmt: skip
     if rows:
         output.line()
-        title = "counted by the emulator, beside floors; sectors and wavefronts: of the fewest possible"
+        title = "counted by the emulator, beside floors (-: there is none); sectors, wavefronts: of the fewest possible"
         output.table(headers, rows, title)
 
 

@@ -54,8 +54,11 @@ def show_ratio(value: float | None) -> str:
 
 def show_floor(counts: dict) -> str:
     """A few words for the line of a case."""
-    bytes_, operations = show_ratio(counts["bytes_ratio"]), show_ratio(counts["operations_ratio"])
-    return f"{bytes_} the floor's bytes, {operations} its operations"
+    said = []
+    for name, nothing in (("bytes", "it need not move any"), ("operations", "its case states no operations")):
+        ratio = counts[f"{name}_ratio"]
+        said.append(nothing if ratio is None else f"{show_ratio(ratio)} the floor's {name}")
+    return ", ".join(said)
 
 
 def show_launch(output: Output, launch: dict) -> None:

@@ -14,6 +14,7 @@ struct Epoch {
   u16 agent = 0;
   u32 clock = 0;
   u32 lanes = 0;
+  bool operator==(const Epoch&) const = default;
 };
 
 using LaneClocks = std::array<u32, kLanes>;

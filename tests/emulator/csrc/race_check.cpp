@@ -36,15 +36,41 @@ std::array<RaceCheck::Cell, 4> RaceCheck::four_of(const Cell& cell) {
 
 RaceCheck::Words& RaceCheck::words_of(u32 index) {
   if (splits_[index] == 0) {
-    words_.push_back({four_of(cells_[index])});
-    splits_[index] = static_cast<u32>(words_.size());
+    if (free_words_.empty()) {
+      words_.emplace_back();
+      free_words_.push_back(static_cast<u32>(words_.size()));
+    }
+    splits_[index] = free_words_.back();
+    free_words_.pop_back();
+    words_[splits_[index] - 1].cells = four_of(cells_[index]);
   }
   return words_[splits_[index] - 1];
 }
 
+std::array<RaceCheck::Cell, 4>& RaceCheck::bytes_of(Words& words, u32 word) {
+  if (words.bytes[word] == 0) {
+    if (free_bytes_.empty()) {
+      bytes_.emplace_back();
+      free_bytes_.push_back(static_cast<u32>(bytes_.size()));
+    }
+    words.bytes[word] = free_bytes_.back();
+    free_bytes_.pop_back();
+    bytes_[words.bytes[word] - 1] = four_of(words.cells[word]);
+  }
+  return bytes_[words.bytes[word] - 1];
+}
+
+// Four cells that one access has written are one again.
+bool RaceCheck::unite(const std::array<Cell, 4>& four, Cell& whole) {
+  for (size_t i = 1; i < 4; ++i)
+    if (!(four[i].writer == four[0].writer)) return false;
+  whole = four[0];
+  return true;
+}
+
 // Bytes [begin, end) of a chunk.
 template <class F>
-Conflict RaceCheck::each_in_chunk(u32 index, u32 begin, u32 end, F visit) {
+Conflict RaceCheck::each_in_chunk(u32 index, u32 begin, u32 end, bool writes, F visit) {
   if (end - begin == 16 && splits_[index] == 0) return visit(cells_[index]);
   Words& words = words_of(index);
   Conflict conflict;
@@ -54,28 +80,33 @@ Conflict RaceCheck::each_in_chunk(u32 index, u32 begin, u32 end, F visit) {
     if (next - at == 4 && words.bytes[word] == 0) {
       conflict = visit(words.cells[word]);
     } else {
-      if (words.bytes[word] == 0) {
-        bytes_.push_back(four_of(words.cells[word]));
-        words.bytes[word] = static_cast<u32>(bytes_.size());
-      }
-      auto& bytes = bytes_[words.bytes[word] - 1];
+      auto& bytes = bytes_of(words, word);
       for (; met < next; ++met)
         if ((conflict = visit(bytes[met % 4]))) break;
+      if (writes && next - at == 4 && !conflict && unite(bytes, words.cells[word])) {
+        free_bytes_.push_back(words.bytes[word]);
+        words.bytes[word] = 0;
+      }
     }
     if (conflict) conflict.address = met;
     at = next;
+  }
+  const bool is_whole = writes && end - begin == 16 && !conflict && words.bytes == std::array<u32, 4>{};
+  if (is_whole && unite(words.cells, cells_[index])) {
+    free_words_.push_back(splits_[index]);
+    splits_[index] = 0;
   }
   return conflict;
 }
 
 template <class F>
-Conflict RaceCheck::each_cell(u32 address, u32 bytes, F visit) {
+Conflict RaceCheck::each_cell(u32 address, u32 bytes, bool writes, F visit) {
   const u32 block = (address >> kRankShift) * chunks_per_block_;
   const u32 begin = address & ((1u << kRankShift) - 1), end = begin + bytes;
   for (u32 at = begin; at < end;) {
     const u32 chunk = at / 16, next = std::min(end, chunk * 16 + 16);
     if (chunk >= chunks_per_block_ || block + chunk >= cells_.size()) return {};  // the bounds check has spoken
-    Conflict conflict = each_in_chunk(block + chunk, at % 16, at % 16 + next - at, visit);
+    Conflict conflict = each_in_chunk(block + chunk, at % 16, at % 16 + next - at, writes, visit);
     if (conflict) {
       conflict.address += (address & ~((1u << kRankShift) - 1)) | chunk * 16;
       return conflict;
@@ -134,7 +165,8 @@ void RaceCheck::drop_readers(Cell& cell) {
     free_lists_.push_back(cell.more_readers);
   }
   cell.more_readers = 0;
-  cell.readers[0] = cell.readers[1] = {};
+  for (Epoch& each : cell.readers)
+    if (each.clock) each = {};
 }
 
 // A reader that this one knows of need not be remembered: who knows of this one will know of that one too.
@@ -201,11 +233,11 @@ Conflict RaceCheck::write_cell(Cell& cell, const Accessor& who) {
 }
 
 Conflict RaceCheck::read(u32 address, u32 bytes, const Accessor& who) {
-  return each_cell(address, bytes, [&](Cell& cell) { return read_cell(cell, who); });
+  return each_cell(address, bytes, false, [&](Cell& cell) { return read_cell(cell, who); });
 }
 
 Conflict RaceCheck::write(u32 address, u32 bytes, const Accessor& who) {
-  return each_cell(address, bytes, [&](Cell& cell) { return write_cell(cell, who); });
+  return each_cell(address, bytes, true, [&](Cell& cell) { return write_cell(cell, who); });
 }
 
 }  // namespace glm5::emulator

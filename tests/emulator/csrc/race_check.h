@@ -68,9 +68,9 @@ class RaceCheck {
     std::array<u32, 4> bytes{};  // index + 1 of four cells of a byte
   };
   template <class F>
-  Conflict each_cell(u32 address, u32 bytes, F visit);
+  Conflict each_cell(u32 address, u32 bytes, bool writes, F visit);
   template <class F>
-  Conflict each_in_chunk(u32 index, u32 begin, u32 end, F visit);
+  Conflict each_in_chunk(u32 index, u32 begin, u32 end, bool writes, F visit);
   Conflict read_cell(Cell& cell, const Accessor& who);
   Conflict write_cell(Cell& cell, const Accessor& who);
   void add_reader(Cell& cell, const Accessor& who);
@@ -79,6 +79,8 @@ class RaceCheck {
   bool is_fenced(const Cell& cell, const Accessor& who);
   std::array<Cell, 4> four_of(const Cell& cell);
   Words& words_of(u32 index);
+  std::array<Cell, 4>& bytes_of(Words& words, u32 word);
+  static bool unite(const std::array<Cell, 4>& four, Cell& whole);
   void note_writer(const Epoch& writer);
 
   AgentNumbers agents_;
@@ -88,7 +90,7 @@ class RaceCheck {
   std::deque<Words> words_;
   std::deque<std::array<Cell, 4>> bytes_;
   std::deque<std::vector<Epoch>> lists_;  // 1-based by Cell::more_readers
-  std::vector<u32> free_lists_;
+  std::vector<u32> free_lists_, free_words_, free_bytes_;
   std::vector<std::vector<ProxyFence>> fences_;  // by warp, ascending
   std::vector<Clocks> fence_views_;              // by warp: at its last fence
   std::vector<Epoch> writers_;

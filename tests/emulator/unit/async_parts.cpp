@@ -290,6 +290,11 @@ void test_bytes() {
   expect(is_race(conflict) && conflict.address == 1024, "the conflict names the first byte");
   a.order(0, 3);
   expect(a.read(3, 1024, 16).address == 1026, "and then the next one");
+  a.order(1, 3);
+  a.order(2, 3);
+  expect(!a.write(3, 1024, 16), "all of them are known");
+  expect(is_race(a.read(0, 1027, 1)), "the bytes that were written together have their writer");
+  expect(!a.write(3, 1026, 1) && is_race(a.read(1, 1024, 1)), "and are told apart again");
 }
 
 void test_lanes() {
