@@ -6,9 +6,7 @@
 
 namespace glm5::emulator {
 
-bool Accessor::knows(const Epoch& work) const {
-  if (work.clock <= view->of(work.agent)) return true;
-  if (work.lanes == 0) return false;
+bool Accessor::knows_by_lane(const Epoch& work) const {
   Epoch others = work;
   if (work.agent == agent && work.clock == clock) others.lanes &= ~together;
   if (others.lanes == 0) return true;

@@ -41,7 +41,15 @@ struct Accessor {
   u32 lanes = 0;                    // none: the agent as such
   const WarpOrder* order = nullptr; // where `lanes` are some: their warp
   u32 together = 0;                 // lanes that write the same bytes by the same instruction
-  bool knows(const Epoch& work) const;
+  bool knows(const Epoch& work) const {
+    if (work.clock <= view->of(work.agent)) return true;
+    const bool is_own = order != nullptr && work.agent == order->agent() && work.agent == agent;
+    if (is_own && work.lanes == lanes && (lanes & (lanes - 1)) == 0) return true;  // a lane's own, as most are
+    return work.lanes != 0 && knows_by_lane(work);
+  }
+
+ private:
+  bool knows_by_lane(const Epoch& work) const;
 };
 
 class RaceCheck {
