@@ -52,7 +52,7 @@ def test_an_absent_gpu_is_a_sentence(command, monkeypatch):
 
 
 def test_the_emulator_is_named_where_it_is_missing(command, monkeypatch):
-    monkeypatch.setattr("glm5_ops.cli.verify.repository", lambda: None)
+    monkeypatch.setattr("glm5_ops.cli._emulated.repository", lambda: None)
     said = command("verify", "--emulated")
     assert said.code == 2 and "tests/emulator" in said.err
 

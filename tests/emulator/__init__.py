@@ -1,15 +1,14 @@
 """An emulator for the CUDA kernels: this library's launchers and kernels, unmodified, on the CPU, under strict checks.
 
 `available()` says whether it can run here; `session(...)` chooses the schedule;
-        `harness_target.emulated()` lets every op that
-is called inside run through it. docs/emulator.md says what it promises.
+`harness_target.emulated()` lets every op that is called inside run through it. docs/emulator.md says what it promises.
 """
 
 import functools
 import importlib.util
 from types import ModuleType
 
-from tests.emulator.device import DeviceTensor, Fault, Module, counters, reset_counters, session, to_device
+from tests.emulator.device import DeviceTensor, Fault, Module, counting, session, to_device
 
 
 @functools.cache
@@ -40,9 +39,8 @@ __all__ = [
     "Fault",
     "Module",
     "available",
-    "counters",
+    "counting",
     "native",
-    "reset_counters",
     "session",
     "to_device",
 ]

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,9 +41,9 @@ def library(folder: Path | None = None) -> ctypes.CDLL:
         "launch": (number, u64, text, ctypes.POINTER(ctypes.c_uint32), u64, ctypes.POINTER(ctypes.c_void_p)),
         "sentence": (text,),
         "check": (text,),
-        "counters": (text,),
+        "count": (None, number),
+        "counts": (text,),
         "instructions": (text,),
-        "reset_counters": (None,),
         "live_allocations": (u64,),
     }
     for name, (result, *arguments) in signatures.items():
@@ -149,17 +150,21 @@ def to_device(tensor: torch.Tensor, name: str = "a tensor", *, is_output: bool =
     return DeviceTensor(copy, address, runs, is_output)
 
 
-def counters() -> dict[str, dict[str, str]]:
-    """Counts since the last reset, by kernel: launches, warp/lane instructions by class, bytes by memory space."""
-    table = {}
-    for line in call("counters").decode().splitlines():
-        name, *fields = line.split("\t")
-        table[name] = dict(field.split("=") for field in fields)
-    return table
+@contextmanager
+def counting() -> Iterator[list[dict]]:
+    """Launches inside are counted, and their numbers, which schedules depend on, begin anew.
 
-
-def reset_counters() -> None:
-    call("reset_counters")
+    Once the block has ended the list has a record per launch: kernel, blocks, threads, cluster, shared_bytes;
+    instructions by class; multiply_adds by type; memory by path, in requests, bytes, and sectors or wavefronts (taken,
+    and ideal: the fewest that would do); delivered_bytes, which bulk loads brought into shared memory.
+    """
+    launches: list[dict] = []
+    call("count", 1)
+    try:
+        yield launches
+        launches += json.loads(call("counts"))
+    finally:
+        call("count", 0)
 
 
 def _three(value: int | tuple[int, ...]) -> tuple[int, int, int]:

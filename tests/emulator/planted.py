@@ -1,7 +1,6 @@
 """Faults planted in the library's kernels, each with the check that must speak.
 
-`checks` names the checks of the emulator that are right to speak, `values` where only the result shows it. What they
-leave out: a missing __syncwarp between lanes of one warp (lanes are not told apart by the race check).
+`checks` names the checks of the emulator that are right to speak, `values` where only the result shows it.
 """
 
 from dataclasses import dataclass, field
@@ -70,6 +69,7 @@ _FACTORS = "    const IndexerFactors<T> factors(smem, here.stage, me);\n"
 _KEYS_BACK = "    smem.key_ring.template release<1>(here, me.lane);\n"
 _QUERIES_BACK = "    if (reaches) {\n      smem.query_ring.template release<1>(query_at, me.lane);\n"
 _STEP_AHEAD = "  ptx::wgmma_wait_group<1>();\n  finish<T>(total, part, Scales<T>(smem, here.stage"
+_STEP_LAST = "  ptx::wgmma_wait_group<0>();\n  finish<T>(total, part, Scales<T>(smem, at.stage, slab_row<T>(me, 0)"
 _START_TOGETHER = "\n  cuda::sync_cluster<T::kCluster>();\n"
 _CLUSTER_END = "  if constexpr (T::kCluster > 1) cuda::sync_cluster<T::kCluster>();\n"
 
@@ -152,7 +152,7 @@ FAULTS = [
     ),
     _fp8(
         "a stage is released while wgmma reads it",
-        "race operands",
+        "race operands wgmma",
         (FP8, _STEP_AHEAD, _STEP_AHEAD.replace("<1>", "<2>")),
     ),
     _fp8(
@@ -182,10 +182,39 @@ FAULTS = [
             "for (int group = 0; group < args.groups - 1; ++group, at.advance()) {\n      smem.ring.wait_empty",
         ),
     ),
+    # ---- lanes of one warp
+    _fp8(
+        "a lane releases a stage before the others have read it",
+        "race",
+        (RING, "    __syncwarp();\n    if constexpr (kBlocks == 1) {", "    if constexpr (kBlocks == 1) {"),
+    ),
+    _fp8(
+        "lanes read a tile that others still write",
+        "race",
+        (STORE, "  __syncwarp();\n#pragma unroll\n  for (int round", "#pragma unroll\n  for (int round"),
+    ),
+    _fp8(
+        "lanes write over a tile that others still read",
+        "race",
+        (STORE, "vector[round], live[round]);\n  }\n  __syncwarp();\n", "vector[round], live[round]);\n  }\n"),
+    ),
+    _gemm(
+        "a lane announces what others still copy by hand",
+        "race",
+        (GEMM, "before wgmma reads them\n    __syncwarp();\n", "before wgmma reads them\n"),
+        problem=BY_HAND,
+    ),
     # ---- wgmma
+    _fp8("the last product is read before it has come", "wgmma", (FP8, _STEP_LAST, _STEP_LAST.split("\n", 1)[1])),
+    _fp8("a product is read one step too early", "wgmma", (FP8, _STEP_AHEAD, _STEP_AHEAD.split("\n", 1)[1])),
+    _gemm(
+        "the sums are stored before the last product has come",
+        "wgmma",
+        (GEMM, "  ptx::wgmma_wait_group<0>();\n", ""),
+    ),
     _fp8("no wgmma.fence", "wgmma", (FP8, "  ptx::wgmma_fence();\n", "")),
-    _fp8("no wgmma.commit_group", "race operands", (FP8, "  ptx::wgmma_commit_group();\n", "")),
-    _gemm("a stage is given back at once", "race operands", (GEMM, "    ptx::wgmma_wait_group<1>();\n", "")),
+    _fp8("no wgmma.commit_group", "race operands wgmma", (FP8, "  ptx::wgmma_commit_group();\n", "")),
+    _gemm("a stage is given back at once", "race operands wgmma", (GEMM, "    ptx::wgmma_wait_group<1>();\n", "")),
     _gemm(
         "no proxy fence after copying by hand",
         "proxy",
@@ -259,7 +288,7 @@ FAULTS = [
     # ---- the indexer's scores
     _logits(
         "a stage of keys is given back while wgmma reads it",
-        "race operands",
+        "race operands wgmma",
         (
             SCORES,
             "    multiply(ahead);\n    ptx::wgmma_wait_group<1>();\n",
@@ -292,6 +321,11 @@ FAULTS = [
         "weights are not waited for",
         "race uninitialised values mbarrier",
         (SCORES, "query_ring.init(2, T::kMathWarps);", "query_ring.init(1, T::kMathWarps);"),
+    ),
+    _logits(
+        "a lane announces weights that others still write",
+        "race",
+        (SCORES, "32 * i + lane] = weights[i];\n    __syncwarp();\n", "32 * i + lane] = weights[i];\n"),
     ),
     _logits(
         "a warpgroup without queries in a run does not pass its tiles on",

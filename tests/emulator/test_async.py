@@ -508,7 +508,7 @@ def test_wgmma(schedule, kind, n, registers_a, f16_sums):
         (
             (
                 "wgmma.commit_group.sync.aligned;\n",
-                "setp.lt.u32 %p12, %r1, 16;\n@%p12 wgmma.commit_group.sync.aligned;\n",
+                "mov.u32 %r60, %laneid;\nsetp.lt.u32 %p12, %r60, 16;\n@%p12 wgmma.commit_group.sync.aligned;\n",
             ),
             "divergence",
         ),

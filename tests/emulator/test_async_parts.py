@@ -10,7 +10,7 @@ import pytest
 from tests.emulator import build
 
 HERE = Path(__file__).parent
-PARTS = ("wgmma_math", "mbarrier", "tensor_map", "race_check")
+PARTS = ("wgmma_math", "mbarrier", "tensor_map", "clocks", "warp_order", "race_check")
 
 
 def _run(program, folder, *include, parts=PARTS):

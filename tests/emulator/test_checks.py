@@ -81,7 +81,8 @@ def test_local_memory_ends():
 
 def test_uninitialised_shared_memory():
     body = f"{OWN} mov.u32 %r2, tile; {{}} ld.shared.u32 %r3, [%r2+64]; st.global.u32 [%rd3], %r3;"
-    expect("uninitialised", ("shared",), body.format(""), body.format("st.shared.u32 [%r2+64], 1;"), outside=TILE)
+    clean = body.format("st.shared.u32 [%r2+64], 1; bar.warp.sync -1;")
+    expect("uninitialised", ("shared",), body.format(""), clean, outside=TILE)
 
 
 def test_uninitialised_global_memory():

@@ -7,7 +7,7 @@ import torch
 import glm5_ops
 from glm5_ops.workloads import all_workloads
 from glm5_ops.workloads._compare import bits
-from tests.emulator.device import Fault, counters, reset_counters, session
+from tests.emulator.device import Fault, counting, session
 from tests.emulator.harness_target import emulated
 from tests.emulator.ptx import run
 
@@ -22,10 +22,9 @@ ORDER = f"""{OWN} mov.u32 %r5, tile; setp.ne.u32 %p1, %r1, 0; @!%p1 st.shared.u3
 
 
 def ordered(threads: int, seed: int, schedule: str = "random") -> tuple[np.ndarray, dict]:
-    reset_counters()
-    with session(seed, schedule, threads=threads):
+    with counting() as launches, session(seed, schedule, threads=threads):
         got = run(ORDER, np.zeros(12 * 128, np.uint32), blocks=12, threads=128, outside=SHARED)
-    return got, counters()["k"]
+    return got, launches[0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -44,9 +43,8 @@ def test_an_op_gives_the_same_bits_and_counts():
     workload = all_workloads()["fp8_gemm"]
     inputs, seen = workload.case.parse("m=140,n=520,k=400").inputs("cpu"), []
     for threads in (1, 3):
-        reset_counters()
-        with emulated(5, "random"), session(5, "random", threads=threads):
-            seen.append((bits(workload.run(glm5_ops.fp8_gemm, inputs)[0]), counters()))
+        with counting() as launches, emulated(5, "random"), session(5, "random", threads=threads):
+            seen.append((bits(workload.run(glm5_ops.fp8_gemm, inputs)[0]), launches))
     assert torch.equal(seen[0][0], seen[1][0])
     assert seen[0][1] == seen[1][1]
 

@@ -1,4 +1,4 @@
-"""``glm5-ops bench``: verify, then time beside the baselines; compare two runs; plot."""
+"""``glm5-ops bench``: verify, then time beside the baselines, or count in the emulator; compare two runs; plot."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from glm5_ops.cli._choice import (
     reproduction,
     require_device,
 )
+from glm5_ops.cli._emulated import add_argument, run_emulated
 from glm5_ops.cli._exam import Subject, examine
 from glm5_ops.cli._output import Output, UsageError, as_json, progress
 from glm5_ops.cli._repository import commit
@@ -50,10 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("OLD", "NEW"),
         help="measure nothing; say what changed between two stored results",
     )
+    add_argument(parser)
     parser.add_argument("--held", action="store_true", help=argparse.SUPPRESS)  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
+    if arguments.emulated:
+        return run_emulated(arguments, "--bench")
     if arguments.compare:
         return _compare(*(_load(file) for file in arguments.compare), output)
     files = [file for file in (arguments.json_file, arguments.plot) if file is not None]

@@ -1,8 +1,6 @@
 """``glm5-ops verify``: every op, or a stranger's function, against the reference and the promises of determinism."""
 
 import argparse
-import subprocess
-import sys
 
 import torch
 
@@ -16,9 +14,9 @@ from glm5_ops.cli._choice import (
     reproduction,
     require_device,
 )
+from glm5_ops.cli._emulated import add_argument, run_emulated
 from glm5_ops.cli._exam import CHECKS, Result, Subject, examine
-from glm5_ops.cli._output import Output, UsageError, progress
-from glm5_ops.cli._repository import repository
+from glm5_ops.cli._output import Output, progress
 
 SHOWN_FAILURES = 5
 
@@ -28,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the edge cases (this is the default)")
     size.add_argument("--full", action="store_true", help="the edge cases and GLM-5's shapes")
-    parser.add_argument("--emulated", action="store_true", help="run the CUDA kernels in the repository's emulator")
+    add_argument(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.emulated:
-        return _emulated(arguments)
+        return run_emulated(arguments)
     workloads = chosen_ops(arguments.op)
     cases = {
         op: chosen_cases(arguments, workload, workload.edges + workload.glm5 * arguments.full)
@@ -119,16 +117,3 @@ def _as_json(arguments: argparse.Namespace, op: str, result: Result) -> dict:
         if result.passed
         else found | {"failures": result.failures, "again": reproduction(arguments, op, result.case)}
     )
-
-
-def _emulated(arguments: argparse.Namespace) -> int:
-    root = repository()
-    if root is None or not (root / "tests" / "emulator" / "__main__.py").is_file():
-        raise UsageError(
-            "--emulated runs the CUDA kernels in the repository's emulator; tests/emulator/__main__.py is not here"
-        )
-    chosen_ops(arguments.op)
-    command = [sys.executable, "-m", "tests.emulator", *arguments.op]
-    for case in arguments.case:
-        command += ["--case", case]
-    return subprocess.run(command + ["--json"] * arguments.json, cwd=root, check=False).returncode

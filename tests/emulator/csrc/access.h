@@ -4,6 +4,7 @@
 #include "agents.h"
 #include "lanes.h"
 #include "memory.h"
+#include "traffic.h"
 
 namespace glm5::emulator {
 
@@ -23,12 +24,15 @@ inline void host_addresses(Warp& warp, const Instruction& in, u32 mask, u64* hos
 
 // All checks of an access by the generic proxy.
 inline void check_access(Warp& warp, const Instruction& in, Access access, const u64* hosts, u32 mask, u32 bytes,
-                         u32 alignment) {
+                         u32 alignment, const u32* sets = nullptr) {
   check_lanes(warp, access, hosts, mask, bytes, alignment);
+  if (in.space == Space::param) return;
+  if (Traffic* traffic = cluster_of(warp).traffic)
+    count_access(*traffic, warp, access, hosts, mask, bytes, sets != nullptr);
   const auto listener = agents().on_access;
-  if (listener == nullptr || in.space == Space::param) return;
+  if (listener == nullptr) return;
   const bool is_shared = is_shared_host(warp, hosts[first_lane(mask)]);
-  listener(warp, in, {access, in.is_volatile || access == Access::atomic, is_shared, hosts, mask, bytes});
+  listener(warp, in, {access, in.is_volatile || access == Access::atomic, is_shared, hosts, mask, bytes, sets});
 }
 
 }  // namespace glm5::emulator

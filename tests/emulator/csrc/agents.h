@@ -14,8 +14,9 @@ struct Agents {
   bool (*complete_one)(Cluster&, bool urgent) = nullptr;
   void (*on_access)(Warp&, const Instruction&, const AccessEvent&) = nullptr;  // generic proxy, after the checks
   // Ordering edges, for the race check. A barrier: arrivals publish, departures acquire. `key` names the object.
-  void (*on_release)(Warp&, u64 key) = nullptr;
-  void (*on_acquire)(Warp&, u64 key) = nullptr;
+  void (*on_release)(Warp&, u32 lanes, u64 key) = nullptr;
+  void (*on_acquire)(Warp&, u32 lanes, u64 key) = nullptr;
+  void (*on_meeting)(Warp&, u32 lanes) = nullptr;  // bar.warp.sync: all these lanes have come
   void (*on_launch_end)(Grid&) = nullptr;
 };
 

@@ -19,25 +19,31 @@ void fault_at(const Site& site, const char* check, const std::string& sentence) 
   throw Fault(std::move(report));
 }
 
-void publish(Warp& warp, Clocks& object) {
-  AsyncWarpState& state = async_of(warp);
-  join(object, state.view);
-  ++state.view[state.number];
+Accessor accessor_of(Warp& warp, int lane, u32 together) {
+  const WarpOrder& order = async_of(warp).order;
+  return {.agent = order.agent(), .clock = order.clock(), .view = &order.view(lane),
+          .lanes = together ? together : u32{1} << lane, .order = &order};
 }
 
-Accessor accessor_of(Warp& warp) {
-  const AsyncWarpState& state = async_of(warp);
-  return {static_cast<u16>(state.number), state.view[state.number], &state.view};
+Accessor accessor_by(u16 agent, u32 clock, const Clocks& done, int proxy_reader) {
+  return {.agent = agent, .clock = clock, .view = &done, .proxy_reader = proxy_reader};
 }
 
-std::string describe_agent(Cluster& cluster, u16 agent) {
+void learn(Warp& warp, u32 lanes, const Clocks& news) { async_of(warp).order.learn(lanes | ~warp.live, news); }
+
+std::string describe_work(Cluster& cluster, const Epoch& work) {
   const AgentNumbers& numbers = async_of(cluster).races.agents();
-  const u32 blocks = static_cast<u32>(cluster.ctas.size()), index = numbers.index(agent);
-  const bool is_group = numbers.kind(agent) == AgentKind::wgmma;
+  const u32 blocks = static_cast<u32>(cluster.ctas.size()), index = numbers.index(work.agent);
+  const bool is_group = numbers.kind(work.agent) == AgentKind::wgmma;
   const u32 per_block = (is_group ? numbers.warpgroups : numbers.warps) / blocks;
   std::ostringstream out;
-  switch (numbers.kind(agent)) {
+  switch (numbers.kind(work.agent)) {
     case AgentKind::warp:
+      if ((work.lanes & (work.lanes - 1)) == 0) {
+        out << "lane " << first_lane(work.lanes) << " of ";
+      } else if (work.lanes != kAllLanes) {
+        out << "lanes " << Hex{work.lanes} << " of ";
+      }
       out << "warp ";
       break;
     case AgentKind::copy_in:
@@ -60,13 +66,16 @@ std::string describe_agent(Cluster& cluster, u16 agent) {
 
 void check_conflict(Warp& warp, int lane, const Conflict& conflict, const char* verb) {
   if (!conflict) return;
-  const std::string other = describe_agent(cluster_of(warp), conflict.other.agent);
+  const std::string other = describe_work(cluster_of(warp), conflict.other);
   if (conflict.kind == Conflict::Kind::proxy) {
     fault(warp, lane, "proxy", verb, " shared address ", Hex{conflict.address}, " through the async proxy, which ",
           other, " wrote through the generic proxy without a fence.proxy.async since");
   }
+  const bool is_own = conflict.other.lanes && async_of(cluster_of(warp)).races.agents().index(conflict.other.agent) ==
+                                                  async_of(warp).number;
   fault(warp, lane, "race", verb, " shared address ", Hex{conflict.address}, ", which ", other,
-        conflict.with_write ? " wrote" : " reads", ", and nothing orders the two");
+        conflict.with_write ? " wrote" : " reads", ", and nothing orders the two",
+        is_own ? ": lanes of one warp need a __syncwarp() between them (a shuffle or a vote orders no memory)" : "");
 }
 
 namespace {
@@ -83,8 +92,7 @@ void start_cluster(Cluster& cluster) {
     for (auto& warp : cta->warps) {
       warp->async = std::make_shared<AsyncWarpState>();
       warp->async->number = number;
-      warp->async->view.assign(agents.count(), 0);
-      warp->async->view[number++] = 1;
+      warp->async->order = WarpOrder(number++, agents);
     }
   }
 }
@@ -94,32 +102,69 @@ void end_cluster(Cluster& cluster) {
   cluster.async.reset();
 }
 
-void on_release(Warp& warp, u64 key) { publish(warp, async_of(cluster_of(warp)).published[key]); }
+void on_release(Warp& warp, u32 lanes, u64 key) {
+  async_of(cluster_of(warp)).published[key].join(async_of(warp).order.done_by(lanes | ~warp.live));
+}
 
-void on_acquire(Warp& warp, u64 key) {
+void on_acquire(Warp& warp, u32 lanes, u64 key) {
   auto& published = async_of(cluster_of(warp)).published;
-  if (const auto it = published.find(key); it != published.end()) join(async_of(warp).view, it->second);
+  if (const auto it = published.find(key); it != published.end()) learn(warp, lanes, it->second);
+}
+
+void on_meeting(Warp& warp, u32 lanes) { async_of(warp).order.meet(lanes | ~warp.live); }
+
+// Atomics, and volatile, relaxed, acquire and release accesses. The lanes of one instruction are taken together: what
+// one of them acquires all of them know.
+void synchronise(Warp& warp, const AccessEvent& event) {
+  auto& published = async_of(cluster_of(warp)).published;
+  u64 previous = 0;
+  const auto each_key = [&](auto f) {
+    for (u32 rest = event.mask; rest; rest &= rest - 1) {
+      const u64 host = event.hosts[first_lane(rest)];
+      if (host != previous) f(host);
+      previous = host;
+    }
+  };
+  if (event.access != Access::write) each_key([&](u64 host) { on_acquire(warp, event.mask, host); });
+  if (event.access == Access::read) return;
+  const Clocks& done = async_of(warp).order.done_by(event.mask | ~warp.live);
+  previous = 0;
+  each_key([&](u64 host) { published[host].join(done); });
+}
+
+// The lanes whose stores by this very instruction meet the bytes of a conflict: run_store says whether they agree.
+u32 lanes_that_store(Warp& warp, const AccessEvent& event, const Conflict& conflict) {
+  u32 lanes = 0;
+  for (u32 rest = conflict.other.lanes & event.mask; rest; rest &= rest - 1) {
+    const u32 address = shared_address(warp, event.hosts[first_lane(rest)]);
+    if (conflict.address - address < event.bytes) lanes |= rest & -rest;
+  }
+  return lanes;
 }
 
 void on_access(Warp& warp, const Instruction&, const AccessEvent& event) {
-  if (!event.is_shared && !event.is_synchronising) return;
-  Cluster& cluster = cluster_of(warp);
-  RaceCheck& races = async_of(cluster).races;
-  const Accessor who = accessor_of(warp);
+  if (event.is_synchronising) return synchronise(warp, event);
+  if (!event.is_shared) return;
+  RaceCheck& races = async_of(cluster_of(warp)).races;
+  WarpOrder& order = async_of(warp).order;
+  u32 accessing = event.mask;
+  for (u32 rest = event.sets ? event.mask : 0; rest; rest &= rest - 1) accessing |= event.sets[first_lane(rest)];
+  order.note_access(accessing);
   for (u32 rest = event.mask; rest; rest &= rest - 1) {
     const int lane = first_lane(rest);
-    const u64 host = event.hosts[lane];
-    if (event.is_synchronising) {
-      if (event.access != Access::write) on_acquire(warp, host);
-      if (event.access != Access::read) on_release(warp, host);
-      continue;
-    }
-    const u32 address = shared_address(warp, host);
+    const u32 address = shared_address(warp, event.hosts[lane]);
+    Accessor who = accessor_of(warp, lane, event.sets ? event.sets[lane] : 0);
     if (event.access == Access::read) {
       check_conflict(warp, lane, races.read(address, event.bytes, who), "reads");
-    } else {
-      check_conflict(warp, lane, races.write(address, event.bytes, who), "writes");
+      continue;
     }
+    Conflict conflict = races.write(address, event.bytes, who);
+    const Epoch& other = conflict.other;
+    if (conflict && conflict.with_write && other.agent == who.agent && other.clock == who.clock) {
+      who.together = lanes_that_store(warp, event, conflict);
+      conflict = races.write(address, event.bytes, who);
+    }
+    check_conflict(warp, lane, conflict, "writes");
   }
 }
 
@@ -131,6 +176,7 @@ const bool installed = [] {
   entries.on_access = on_access;
   entries.on_release = on_release;
   entries.on_acquire = on_acquire;
+  entries.on_meeting = on_meeting;
   return true;
 }();
 

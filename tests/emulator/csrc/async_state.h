@@ -60,8 +60,8 @@ struct CopyGroups {
 
 struct AsyncWarpState {
   u32 number = 0;  // in the cluster
-  Clocks view;
-  u32 copy_in = 0, copy_out = 0, cp_async = 0;  // clocks of the warp's agents
+  WarpOrder order;
+  u32 copy_in = 0;  // clock of the warp's bulk copies into shared memory
   CopyGroups copy_groups[kLanes], bulk_groups[kLanes];
   WgmmaWarp wgmma;
 };
@@ -114,12 +114,14 @@ struct AddressRow {
 
 // ---- ordering ----
 
-// Publishes what the warp has done, and starts its next epoch.
-void publish(Warp& warp, Clocks& object);
-// What an access by the warp itself is checked as.
-Accessor accessor_of(Warp& warp);
+// An access by a lane itself, or by the lanes `together` as one.
+Accessor accessor_of(Warp& warp, int lane, u32 together = 0);
+// One by lanes that learn from `done`: what they did, and what they know.
+Accessor accessor_by(u16 agent, u32 clock, const Clocks& done, int proxy_reader = -1);
+// The lanes learn; those that have exited never differ from them.
+void learn(Warp& warp, u32 lanes, const Clocks& news);
 void check_conflict(Warp& warp, int lane, const Conflict& conflict, const char* verb);
-std::string describe_agent(Cluster& cluster, u16 agent);
+std::string describe_work(Cluster& cluster, const Epoch& work);
 
 // ---- mbarriers, used by copies ----
 

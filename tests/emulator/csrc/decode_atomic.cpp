@@ -183,7 +183,6 @@ void decode_atomic(Decoder& decoder, const TextInstruction& text, Instruction& i
   in.count = static_cast<u32>(rows.size());
   if (has_result) add(text.operands[0], true);
   in.detail = has_result;
-  in.access_bytes = static_cast<u32>(bytes_of(type)) * in.count;
   in.list = decoder.keep_list(rows);
   in.execute = pick(decoder, type);
 }

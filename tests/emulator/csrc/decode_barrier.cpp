@@ -45,7 +45,7 @@ void arrive(Warp& warp, const Instruction& in, u32 mask, u32 number) {
   barrier.expected = expected;
   barrier.expects_all = !counted;
   barrier.arrived += kLanes;
-  if (agents().on_release) agents().on_release(warp, barrier_key(cta, number));
+  if (agents().on_release) agents().on_release(warp, kAllLanes, barrier_key(cta, number));
   if (counted && barrier.arrived > barrier.expected)
     fault(warp, first_lane(mask), "barrier", "more than ", barrier.expected, " threads arrived at barrier ", number);
 }
@@ -75,7 +75,7 @@ Step run_barrier(Warp& warp, const Instruction& in, u32 mask) {
   }
   if (barrier.generation == group.wait.ticket) return Step::blocked;
   group.wait = {};
-  if (agents().on_acquire) agents().on_acquire(warp, barrier_key(cta, number));
+  if (agents().on_acquire) agents().on_acquire(warp, kAllLanes, barrier_key(cta, number));
   switch (reduction) {
     case Reduction::none: break;
     case Reduction::popc:
@@ -113,6 +113,7 @@ Step run_warp_sync(Warp& warp, const Instruction& in, u32 mask) {
     if (&other != &group && other.wait.kind == WaitKind::converge && other.wait.ticket == 1 &&
         other.wait.parity == members)
       other.wait.ticket = 2;
+  if (agents().on_meeting) agents().on_meeting(warp, members);
   group.wait = {};
   wake(cluster_of(warp));
   return Step::next;
@@ -152,7 +153,7 @@ Step run_cluster_arrive(Warp& warp, const Instruction& in, u32 mask) {
   if (in.detail & kAligned && must_converge_aligned(warp, mask)) return Step::blocked;
   if (const u32 twice = warp.cluster_unwaited & mask)
     fault(warp, first_lane(twice), "barrier", "barrier.cluster.arrive twice without a wait between");
-  if (agents().on_release) agents().on_release(warp, cluster_barrier_key(cluster_of(warp)));
+  if (agents().on_release) agents().on_release(warp, mask, cluster_barrier_key(cluster_of(warp)));
   warp.cluster_arrived |= mask;
   warp.cluster_unwaited |= mask;
   settle_cluster_barrier(cluster_of(warp));
@@ -169,7 +170,7 @@ Step run_cluster_wait(Warp& warp, const Instruction& in, u32 mask) {
   }
   warp.cluster_unwaited &= ~mask;
   warp.group->wait = {};
-  if (agents().on_acquire) agents().on_acquire(warp, cluster_barrier_key(cluster_of(warp)));
+  if (agents().on_acquire) agents().on_acquire(warp, mask, cluster_barrier_key(cluster_of(warp)));
   return Step::next;
 }
 

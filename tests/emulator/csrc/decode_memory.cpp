@@ -142,6 +142,23 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
   return Step::next;
 }
 
+// Lanes that store to one address by one instruction: which of them wins is not defined, unless they agree.
+template <class T, class W>
+void check_agreement(Warp& warp, const Instruction& in, u32 mask, const u64* hosts) {
+  for (u32 v = 0; v < in.count; ++v) {
+    const W* b = row<W>(warp, in.list[v]);
+    const u32 lost = where(mask, [&](int i) {
+      const T value = static_cast<T>(b[i]);
+      return std::memcmp(reinterpret_cast<const u8*>(hosts[i]) + v * sizeof(T), &value, sizeof value) != 0;
+    });
+    if (lost == 0) continue;
+    const int lane = first_lane(lost);
+    const u64 at = is_shared_host(warp, hosts[lane]) ? shared_address(warp, hosts[lane]) : hosts[lane];
+    fault(warp, lane, "race", "stores to ", Hex{at},
+          ", and another lane of the warp stores another value there by the same instruction");
+  }
+}
+
 template <class T, class W>
 Step run_store(Warp& warp, const Instruction& in, u32 mask) {
   u64 hosts[kLanes];
@@ -154,6 +171,7 @@ Step run_store(Warp& warp, const Instruction& in, u32 mask) {
       std::memcpy(reinterpret_cast<u8*>(hosts[i]) + v * sizeof(T), &value, sizeof value);
     });
   }
+  if (!in.is_volatile) check_agreement<T, W>(warp, in, mask, hosts);
   return Step::next;
 }
 
@@ -315,7 +333,6 @@ void decode_access(Decoder& decoder, const TextInstruction& text, Instruction& i
   }
   in.count = static_cast<u32>(rows.size());
   in.list = decoder.keep_list(rows);
-  in.access_bytes = static_cast<u32>(bytes_of(type)) * in.count;
   Kind kind = is_store ? Kind::store : Kind::load;
   const Space space = space_of(decoder);
   TextOperand base;

@@ -1,9 +1,9 @@
 #include "device.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
+#include "counts.h"
 #include "decoder.h"
 #include "fatbin.h"
 #include "memory.h"
@@ -46,10 +46,6 @@ void check_limits(const Kernel& kernel, const Program& program, const LaunchRequ
     refuse("launch of ", name, " with ", request.dynamic_shared_bytes + program.static_shared_bytes,
            " bytes of shared memory; a block has at most ", kSharedPerBlock);
 }
-
-constexpr const char* kClassNames[] = {"integer", "floating", "conversion", "move", "memory",
-                                       "control", "synchronisation", "copy", "matrix"};
-constexpr const char* kSpaceNames[] = {"generic", "global", "shared", "local", "param", "constant"};
 
 }  // namespace
 
@@ -152,6 +148,11 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
   // A listener is called on the thread that launches.
   grid.threads_of_host = options.watch.listener ? 1 : options.threads;
   grid.watch = options.watch.listener ? &options.watch : nullptr;
+  Traffic traffic;
+  if (is_counting_) {
+    grid.traffic = &traffic;
+    std::fill(code.hits.begin(), code.hits.end(), Hits{});
+  }
   const u64 parameters = block.begin;
   try {
     run_grid(grid);
@@ -160,36 +161,14 @@ void Device::launch(const void* stub, const LaunchRequest& request) {
     throw;
   }
   Memory::instance().release(parameters);
+  if (is_counting_) counts_ += (counts_.empty() ? "" : ",") + counts_of_launch(grid, traffic);
 }
 
-std::string Device::counters() const {
-  std::ostringstream out;
-  for (const auto& [stub, kernel] : kernels_) {
-    if (!kernel->program || kernel->launches == 0) continue;
-    const Program& code = *kernel->program;
-    std::array<Hits, std::size(kClassNames)> by_class{};
-    std::array<u64, std::size(kSpaceNames)> bytes{};
-    for (size_t i = 0; i < code.code.size(); ++i) {
-      const Instruction& in = code.code[i];
-      by_class[static_cast<size_t>(in.kind)].warps += code.hits[i].warps;
-      by_class[static_cast<size_t>(in.kind)].lanes += code.hits[i].lanes;
-      bytes[static_cast<size_t>(in.space)] += code.hits[i].lanes * in.access_bytes;
-    }
-    out << demangled(kernel->name) << "\tlaunches=" << kernel->launches;
-    for (size_t c = 0; c < by_class.size(); ++c)
-      if (by_class[c].warps) out << "\t" << kClassNames[c] << "=" << by_class[c].warps << "/" << by_class[c].lanes;
-    for (size_t s = 0; s < bytes.size(); ++s)
-      if (bytes[s]) out << "\tbytes." << kSpaceNames[s] << "=" << bytes[s];
-    out << "\n";
-  }
-  return out.str();
-}
-
-void Device::reset_counters() {
-  for (auto& [stub, kernel] : kernels_) {
-    kernel->launches = 0;
-    if (kernel->program) std::fill(kernel->program->hits.begin(), kernel->program->hits.end(), Hits{});
-  }
+void Device::count(bool begins) {
+  const std::lock_guard lock(mutex);
+  is_counting_ = begins;
+  counts_.clear();
+  for (auto& [stub, kernel] : kernels_) kernel->launches = 0;
 }
 
 }  // namespace glm5::emulator

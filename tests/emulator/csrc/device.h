@@ -61,11 +61,14 @@ class Device {
 
   Options options;
   std::recursive_mutex mutex;
-  std::string counters() const;               // one line per kernel, tab separated
-  void reset_counters();
+  // From here on launches are counted, or no longer. Their numbers, which schedules depend on, begin anew.
+  void count(bool begins);
+  std::string counts() const { return "[" + counts_ + "]"; }  // a JSON object for each launch that was counted
 
  private:
   Module& module(Image& image);
+  bool is_counting_ = false;
+  std::string counts_;
   std::vector<std::unique_ptr<Image>> images_;
   std::map<const void*, std::unique_ptr<Kernel>> kernels_;
 };

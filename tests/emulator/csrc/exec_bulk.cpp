@@ -5,6 +5,7 @@
 #include "async_decode.h"
 #include "bulk_reduce.h"
 #include "report.h"
+#include "traffic.h"
 
 namespace glm5::emulator {
 namespace {
@@ -45,6 +46,21 @@ void check_global(Warp& warp, int lane, Access access, const std::vector<Segment
     while (segments[i].from && j < segments.size() && segments[j].from == segments[i].from + bytes)
       bytes += segments[j++].bytes;
     if (segments[i].from) check_bytes(warp, lane, access, segments[i].from, bytes);
+    i = j;
+  }
+}
+
+// What a bulk copy moves in device memory, in runs.
+void count_global(Warp& warp, Path path, const std::vector<Segment>& segments) {
+  Traffic* traffic = cluster_of(warp).traffic;
+  if (traffic == nullptr) return;
+  ++(*traffic)[path].requests;
+  for (size_t i = 0; i < segments.size();) {
+    u64 bytes = segments[i].bytes;
+    size_t j = i + 1;
+    while (segments[i].from && j < segments.size() && segments[j].from == segments[i].from + bytes)
+      bytes += segments[j++].bytes;
+    if (segments[i].from) count_run((*traffic)[path], segments[i].from, bytes);
     i = j;
   }
 }
@@ -93,9 +109,14 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
     const int lane = first_lane(rest);
     BulkCopy copy = copy_of(warp, lane, form);
     check_global(warp, lane, Access::read, copy.segments);
+    if (!form.from_shared) count_global(warp, Path::bulk_load, copy.segments);
+    PendingCopy pending;
+    pending.view = mine.order.done_by(u32{1} << lane);
+    const Clocks done = pending.view;
+    pending.view.raise(agent, ++mine.copy_in);
     if (form.from_shared) {
       const u32 source = shared_address(warp, copy.segments[0].from);
-      const Accessor reader{agent, mine.copy_in + 1, &mine.view, static_cast<int>(mine.number)};
+      const Accessor reader = accessor_by(agent, mine.copy_in, done, static_cast<int>(mine.number));
       check_conflict(warp, lane, state.races.read(source, copy.bytes, reader), "a bulk copy reads");
       state.races.take_writers();
     }
@@ -106,15 +127,12 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
       fault(warp, lane, "cluster", "the multicast mask ", Hex{blocks}, " names blocks that a cluster of ",
             cluster.ctas.size(), " has not");
     }
-    PendingCopy pending;
     pending.kind = PendingCopy::Kind::load;
     pending.site = site_of(warp, lane);
     pending.bytes = copy.bytes;
     pending.fill = copy.fill;
     pending.segments = std::make_shared<const std::vector<Segment>>(std::move(copy.segments));
-    pending.view = mine.view;
-    pending.view[agent] = ++mine.copy_in;
-    const Accessor who{agent, mine.copy_in, &mine.view};
+    const Accessor who = accessor_by(agent, mine.copy_in, done);
     for (u32 block = 0; block < cluster.ctas.size(); ++block) {
       if (!(blocks >> block & 1)) continue;
       const u64 offset = u64{block} - home, to_offset = form.is_multicast ? offset << kRankShift : 0;
@@ -126,6 +144,7 @@ Step run_load(Warp& warp, const Instruction& in, u32 mask) {
       require_async_barrier(warp, lane, pending.barrier[0]);
       check_bytes(warp, lane, Access::write, u64(cluster.shared) + address, copy.bytes);
       check_conflict(warp, lane, state.races.write(address, copy.bytes, who), "a bulk copy writes");
+      if (cluster.traffic && !form.from_shared) cluster.traffic->delivered += copy.bytes;
       pending.to_offset = to_offset;
       pending.block = address >> kRankShift;
       state.pending.push_back(pending);
@@ -140,13 +159,18 @@ Step run_store(Warp& warp, const Instruction& in, u32 mask) {
   Cluster& cluster = cluster_of(warp);
   AsyncClusterState& state = async_of(cluster);
   AsyncWarpState& mine = async_of(warp);
-  const u16 agent = state.races.agents().of(AgentKind::copy_out, mine.number);
+  OwnCopies& copies = mine.order.copies_out;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const int lane = first_lane(rest);
     BulkCopy copy = copy_of(warp, lane, form);
     check_bytes(warp, lane, Access::read, u64(cluster.shared) + copy.shared, copy.bytes);
     check_global(warp, lane, form.reduces ? Access::atomic : Access::write, copy.segments);
-    const Accessor reader{agent, ++mine.copy_out, &mine.view, static_cast<int>(mine.number)};
+    count_global(warp, Path::bulk_store, copy.segments);
+    mine.order.start(copies, u32{1} << lane);
+    Accessor reader = accessor_of(warp, lane);
+    reader.agent = copies.agent;
+    reader.clock = copies.clock;
+    reader.proxy_reader = static_cast<int>(mine.number);
     check_conflict(warp, lane, state.races.read(copy.shared, copy.bytes, reader), "a bulk store reads");
     state.races.take_writers();
     PendingCopy pending;
@@ -172,7 +196,7 @@ Step run_commit(Warp& warp, const Instruction&, u32 mask) {
   for (u32 rest = mask; rest; rest &= rest - 1) {
     CopyGroups& groups = mine.bulk_groups[first_lane(rest)];
     ++groups.open;
-    groups.clocks.push_back(mine.copy_out);
+    groups.clocks.push_back(mine.order.copies_out.clock);
   }
   return Step::next;
 }
@@ -191,8 +215,7 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
       return Step::blocked;
     }
     if (groups.open <= in.detail) continue;
-    u32& known = mine.view[state.races.agents().of(AgentKind::copy_out, mine.number)];
-    known = std::max(known, groups.clocks[groups.open - in.detail - 1]);
+    mine.order.wait(mine.order.copies_out, lane, groups.clocks[groups.open - in.detail - 1]);
   }
   warp.group->wait = {};
   return Step::next;

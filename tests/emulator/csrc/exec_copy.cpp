@@ -1,6 +1,9 @@
 // cp.async and its groups, fence.*: decoding and execution. PTX ISA 9.7.9.25, 9.7.13.4.
+#include <algorithm>
+
 #include "async_decode.h"
 #include "report.h"
+#include "traffic.h"
 
 namespace glm5::emulator {
 namespace {
@@ -17,13 +20,15 @@ Step run_cp_async(Warp& warp, const Instruction& in, u32 mask) {
   Cluster& cluster = cluster_of(warp);
   AsyncClusterState& state = async_of(cluster);
   AsyncWarpState& mine = async_of(warp);
-  const u16 agent = state.races.agents().of(AgentKind::cp_async, mine.number);
-  const Accessor who{agent, ++mine.cp_async, &mine.view};
+  OwnCopies& copies = mine.order.cp_async;
+  mine.order.start(copies, mask);
   auto segments = std::make_shared<std::vector<Segment>>();
   PendingCopy copy;
   copy.kind = PendingCopy::Kind::cp_async;
   copy.site = site_of(warp, first_lane(mask));
   copy.lanes = mask;
+  u64 sources[kLanes];
+  u32 reading = 0;
   copy.sequence = ++state.sequence;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const int lane = first_lane(rest);
@@ -37,13 +42,21 @@ Step run_cp_async(Warp& warp, const Instruction& in, u32 mask) {
             Hex{shared_address(warp, to)}, ": both must be aligned to ", form.bytes);
     }
     check_bytes(warp, lane, Access::write, to, form.bytes);
-    if (source_bytes) check_bytes(warp, lane, Access::read, from, source_bytes);
+    if (source_bytes) {
+      check_bytes(warp, lane, Access::read, from, source_bytes);
+      sources[lane] = from;
+      reading |= u32{1} << lane;
+    }
     const u32 address = shared_address(warp, to);
+    Accessor who = accessor_of(warp, lane);
+    who.agent = copies.agent;
+    who.clock = copies.clock;
     check_conflict(warp, lane, state.races.write(address, form.bytes, who), "writes by cp.async");
     if (source_bytes) segments->push_back({address, from, source_bytes});
     if (source_bytes < form.bytes) segments->push_back({address + source_bytes, 0, form.bytes - source_bytes});
     copy.group[lane] = mine.copy_groups[lane].open;
   }
+  if (cluster.traffic) count_sectors((*cluster.traffic)[Path::cp_async], sources, reading, form.bytes);
   copy.segments = std::move(segments);
   state.pending.push_back(std::move(copy));
   wake(cluster);
@@ -55,7 +68,7 @@ Step run_commit(Warp& warp, const Instruction&, u32 mask) {
   for (u32 rest = mask; rest; rest &= rest - 1) {
     CopyGroups& groups = mine.copy_groups[first_lane(rest)];
     ++groups.open;
-    groups.clocks.push_back(mine.cp_async);
+    groups.clocks.push_back(mine.order.cp_async.clock);
   }
   return Step::next;
 }
@@ -75,11 +88,11 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
       warp.group->wait = {WaitKind::copy_group, 0, in.detail == kAll ? 0 : in.detail, 0};
       return Step::blocked;
     }
-    u32& known = mine.view[state.races.agents().of(AgentKind::cp_async, mine.number)];
+    OwnCopies& copies = mine.order.cp_async;
     if (in.detail == kAll)
-      known = mine.cp_async;
+      mine.order.wait(copies, lane, copies.clock);
     else if (groups.open > in.detail)
-      known = std::max(known, groups.clocks[groups.open - in.detail - 1]);
+      mine.order.wait(copies, lane, groups.clocks[groups.open - in.detail - 1]);
   }
   warp.group->wait = {};
   return Step::next;
@@ -89,16 +102,24 @@ Step run_nothing(Warp&, const Instruction&, u32) { return Step::next; }
 
 // fence.proxy.async and fence.mbarrier_init: what the warp wrote so far is visible to the async proxy.
 enum FenceKind : u32 { kProxy = 1, kBarriers = 2 };
-Step run_fence(Warp& warp, const Instruction& in, u32) {
+Step run_fence(Warp& warp, const Instruction& in, u32 mask) {
   AsyncWarpState& mine = async_of(warp);
   AsyncClusterState& state = async_of(cluster_of(warp));
   for (auto& [host, barrier] : state.barriers) {
     if (barrier.initialised.agent == mine.number) barrier.needs_fence = false;
   }
   if (!(in.detail & kProxy)) return Step::next;
-  const u32 copies = mine.view[state.races.agents().of(AgentKind::cp_async, mine.number)];
-  state.races.fence(mine.number, {mine.view[mine.number], copies}, mine.view);
-  ++mine.view[mine.number];
+  WarpOrder& order = mine.order;
+  ProxyFence fence{.lanes = mask | ~warp.live, .own = order.clock(), .copies = ~u32{0}};
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const int lane = first_lane(rest);
+    const u32 known = order.view(lane).of(order.cp_async.agent);
+    fence.copies = std::min(fence.copies, std::max(order.cp_async.done[static_cast<size_t>(lane)], known));
+  }
+  const Clocks& done = order.done_by(fence.lanes);
+  fence.others = done.of(order.agent());
+  fence.others_copies = done.of(order.cp_async.agent);
+  state.races.fence(mine.number, fence, done);
   return Step::next;
 }
 

@@ -1,4 +1,5 @@
 // ldmatrix, stmatrix, movmatrix and mma.sync: decoding and execution. PTX ISA 9.7.14.
+#include <array>
 #include <cstring>
 
 #include "access.h"
@@ -16,17 +17,26 @@ struct MatrixForm {
   Operand registers[4];
 };
 
-// The 16-byte rows: row i of matrix j is at the address of lane 8 j + i.
+// The 16-byte rows: row i of matrix j is at the address of lane 8 j + i. Row r goes to, or comes from, lanes 4 r to
+// 4 r + 3; transposed it is column r of the registers: lanes r / 2, r / 2 + 4, ...
 struct RowAddresses {
   u64 hosts[kLanes];
   u32 lanes;
 };
+constexpr auto kLanesOfRows = [] {
+  std::array<std::array<u32, kLanes>, 2> sets{};
+  for (u32 lane = 0; lane < kLanes; ++lane) {
+    sets[0][lane] = 0xfu << lane % 8 * 4;
+    sets[1][lane] = 0x11111111u << lane % 8 / 2;
+  }
+  return sets;
+}();
 
 RowAddresses row_addresses(Warp& warp, const Instruction& in, const MatrixForm& form, Access access) {
   RowAddresses rows;
   rows.lanes = form.matrices == 4 ? kAllLanes : (u32{1} << 8 * form.matrices) - 1;
   for (int lane = 0; lane < kLanes; ++lane) rows.hosts[lane] = form.address.host(warp, lane, form.space);
-  check_access(warp, in, access, rows.hosts, rows.lanes, 16, 16);
+  check_access(warp, in, access, rows.hosts, rows.lanes, 16, 16, kLanesOfRows[form.is_transposed].data());
   return rows;
 }
 

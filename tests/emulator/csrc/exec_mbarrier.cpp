@@ -14,9 +14,9 @@ Barrier& barrier_at(Warp& warp, int lane, u64 host) {
           ": it was not initialised", found == state.barriers.end() ? "" : ", or something was written over it");
   }
   Barrier& barrier = found->second;
-  if (barrier.initialised.clock > async_of(warp).view[barrier.initialised.agent]) {
+  if (!async_of(warp).order.knows(lane, barrier.initialised)) {
     fault(warp, lane, "race", "uses the mbarrier at shared address ", Hex{shared_address(warp, host)}, ", which ",
-          describe_agent(cluster_of(warp), barrier.initialised.agent), " initialised, and nothing orders the two");
+          describe_work(cluster_of(warp), barrier.initialised), " initialised, and nothing orders the two");
   }
   return barrier;
 }
@@ -40,7 +40,7 @@ const char* change_word(Cluster& cluster, u64 host, Barrier& barrier, Change cha
   if (const char* wrong = change(word, completes)) return wrong;
   bits = word.bits();
   if (completes) {
-    join(barrier.completed, barrier.arriving);
+    barrier.completed.join(barrier.arriving);
     barrier.arriving.clear();
   }
   wake(cluster);
@@ -72,7 +72,7 @@ void complete_bytes(Cluster& cluster, const Site& site, u64 host, u32 bytes, con
   if (found == barriers.end() || !BarrierWord::from(*reinterpret_cast<const u64*>(host)).is_valid) {
     fault_at(site, "mbarrier", "the copy completes on what is no longer an mbarrier");
   }
-  join(found->second.arriving, view);
+  found->second.arriving.join(view);
   const char* wrong = change_word(cluster, host, found->second, [&](BarrierWord& word, bool& completes) {
     return word.expect(-i64{bytes}, completes);
   });
@@ -83,7 +83,7 @@ void complete_bytes(Cluster& cluster, const Site& site, u64 host, u32 bytes, con
 void arrive_late(Cluster& cluster, const Site& site, u64 host, const Clocks& view) {
   require_live_block(cluster, site, host);
   Barrier& barrier = barrier_at(*site.warp, site.lane, host);
-  join(barrier.arriving, view);
+  barrier.arriving.join(view);
   const char* wrong = change_word(cluster, host, barrier,
                                   [&](BarrierWord& word, bool& completes) { return word.arrive(1, completes); });
   if (wrong) fault_at(site, "mbarrier", words_of(cluster, host, wrong));
@@ -130,13 +130,14 @@ Step run_init(Warp& warp, const Instruction& in, u32 mask) {
       fault(warp, lane, "mbarrier", "an mbarrier expects 1 to ", kMostArrivals, " arrivals, got ", count);
     }
     AsyncClusterState& state = async_of(cluster_of(warp));
-    const Accessor who = accessor_of(warp);
+    const Accessor who = accessor_of(warp, lane);
+    async_of(warp).order.note_access(who.lanes);
     check_conflict(warp, lane, state.races.write(shared_address(warp, host), 8, who), "initialises");
     BarrierWord word;
     word.is_valid = true;
     word.pending = word.expected = count;
     *reinterpret_cast<u64*>(host) = word.bits();
-    state.barriers[host] = Barrier{.arriving = {}, .completed = {}, .initialised = {who.agent, who.clock}};
+    state.barriers[host] = Barrier{.arriving = {}, .completed = {}, .initialised = {who.agent, who.clock, who.lanes}};
   });
   return Step::next;
 }
@@ -156,12 +157,14 @@ Step run_inval(Warp& warp, const Instruction& in, u32 mask) {
 Step run_arrive(Warp& warp, const Instruction& in, u32 mask) {
   const BarrierForm& form = form_of(in);
   Cluster& cluster = cluster_of(warp);
+  Clocks done;
+  if (form.arrives) done = async_of(warp).order.done_by(mask == warp.live ? kAllLanes : mask);
   each_barrier(warp, form, mask, [&](int lane, u64 host) {
     check_bytes(warp, lane, Access::atomic, host, 8);
     Barrier& barrier = barrier_at(warp, lane, host);
     require_live_block(cluster, site_of(warp, lane), host);
     const u64 before = *reinterpret_cast<const u64*>(host);
-    if (form.arrives) join(barrier.arriving, async_of(warp).view);
+    if (form.arrives) barrier.arriving.join(done);
     const u32 count = form.has_count ? row<u32>(warp, form.count)[lane] : 1;
     const i64 bytes = form.expects ? i64{row<i32>(warp, form.bytes)[lane]} * (form.counts_itself ? -1 : 1) : 0;
     const char* wrong = change_word(cluster, host, barrier, [&](BarrierWord& word, bool& completes) {
@@ -171,14 +174,13 @@ Step run_arrive(Warp& warp, const Instruction& in, u32 mask) {
     if (wrong) fault(warp, lane, "mbarrier", words_of(cluster, host, wrong));
     if (form.writes_state) row<u64>(warp, form.state)[lane] = before;
   });
-  AsyncWarpState& state = async_of(warp);
-  if (form.arrives) ++state.view[state.number];
   return Step::next;
 }
 
 Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
   const BarrierForm& form = form_of(in);
   u32 done = 0;
+  const Barrier* passed = nullptr;  // the last one: of lanes that wait together nearly always the only one
   Wait wait{.kind = WaitKind::mbarrier};
   each_barrier(warp, form, mask, [&](int lane, u64 host) {
     check_bytes(warp, lane, Access::atomic, host, 8);
@@ -188,13 +190,15 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
         form.is_parity ? row<u32>(warp, form.parity)[lane] : BarrierWord::from(row<u64>(warp, form.state)[lane]).phase;
     if (form.is_parity && parity > 1) fault(warp, lane, "mbarrier", "a phase parity is 0 or 1, got ", parity);
     if (word.has_passed(parity)) {
+      if (passed && passed != &barrier) learn(warp, done, passed->completed);
       done |= u32{1} << lane;
-      join(async_of(warp).view, barrier.completed);
+      passed = &barrier;
     } else {
       wait.address = shared_address(warp, host);
       wait.parity = parity;
     }
   });
+  if (passed) learn(warp, done, passed->completed);
   bool gave_up = false;
   if (done == 0 && form.may_block) {
     if (!warp.time_out) {
@@ -228,8 +232,11 @@ Step run_late_arrive(Warp& warp, const Instruction& in, u32 mask) {
   arrival.lanes = mask;
   arrival.site = site_of(warp, first_lane(mask));
   arrival.sequence = ++state.sequence;
-  arrival.view = async_of(warp).view;
-  arrival.view[state.races.agents().of(AgentKind::cp_async, async_of(warp).number)] = async_of(warp).cp_async;
+  WarpOrder& order = async_of(warp).order;
+  arrival.view = order.done_by(mask == warp.live ? kAllLanes : mask);
+  LaneClocks copied{};
+  for (u32 rest = mask; rest; rest &= rest - 1) copied[static_cast<size_t>(first_lane(rest))] = order.cp_async.clock;
+  arrival.view.raise(order.cp_async.agent, copied);
   each_barrier(warp, form, mask, [&](int lane, u64 host) {
     check_bytes(warp, lane, Access::atomic, host, 8);
     barrier_at(warp, lane, host);
@@ -240,7 +247,6 @@ Step run_late_arrive(Warp& warp, const Instruction& in, u32 mask) {
     ++word.pending;
     bits = word.bits();
   });
-  ++async_of(warp).view[async_of(warp).number];
   state.pending.push_back(std::move(arrival));
   wake(cluster);
   return Step::next;

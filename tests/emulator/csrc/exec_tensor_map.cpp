@@ -20,7 +20,7 @@ void require_acquired_map(Warp& warp, int lane, u64 address, const TensorMap& ma
   }
   const auto& acquired = async_of(cluster).acquired_maps[address];
   const bool is_acquired = std::any_of(acquired.begin(), acquired.end(), [&](const AcquiredMap& each) {
-    return each.version == version.number && each.when.clock <= async_of(warp).view[each.when.agent];
+    return each.version == version.number && async_of(warp).order.knows(lane, each.when);
   });
   if (!is_acquired) {
     fault(warp, lane, "proxy", "the tensor map at ", Hex{address},
@@ -143,17 +143,18 @@ void require_aligned(Warp& warp, int lane, u64 address) {
     fault(warp, lane, "alignment", "a tensor map must be aligned to 64 bytes, got ", Hex{address});
 }
 
-// The bytes in shared memory are touched as by an ordinary access of all of them.
-u8* touch_shared(Warp& warp, int lane, u64 host, Access access) {
+// The bytes in shared memory are touched as by an ordinary access of all of them, by lanes that act as one.
+u8* touch_shared(Warp& warp, int lane, u32 lanes, u64 host, Access access) {
   require_aligned(warp, lane, host);
   if (!is_shared_host(warp, host)) fault(warp, lane, "bounds", "the tensor map must be in shared memory");
   check_bytes(warp, lane, Access::read, host, kTensorMapBytes);
   RaceCheck& races = async_of(cluster_of(warp)).races;
   const u32 address = shared_address(warp, host);
   const bool writes = access == Access::write;
-  check_conflict(warp, lane,
-                 writes ? races.write(address, kTensorMapBytes, accessor_of(warp))
-                        : races.read(address, kTensorMapBytes, accessor_of(warp)),
+  async_of(warp).order.note_access(lanes);
+  const Accessor who = accessor_of(warp, lane, lanes);
+  check_conflict(warp, lane, writes ? races.write(address, kTensorMapBytes, who)
+                                    : races.read(address, kTensorMapBytes, who),
                  writes ? "changes" : "copies");
   return reinterpret_cast<u8*>(host);
 }
@@ -171,7 +172,8 @@ Step run_replace(Warp& warp, const Instruction& in, u32 mask) {
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const int lane = first_lane(rest);
     const u64 host = form.address.host(warp, lane, form.in_shared ? Space::shared : Space::global);
-    u8* bytes = form.in_shared ? touch_shared(warp, lane, host, Access::write) : touch_global(warp, lane, host, true);
+    u8* bytes = form.in_shared ? touch_shared(warp, lane, u32{1} << lane, host, Access::write)
+                               : touch_global(warp, lane, host, true);
     TensorMap map;
     std::memcpy(&map, bytes, sizeof map);
     if (is_blank(bytes)) map.magic = TensorMap::kMagic;
@@ -197,7 +199,7 @@ Step run_cp_fenceproxy(Warp& warp, const Instruction& in, u32 mask) {
     if (form.to.at(warp, lane) != to || form.from.host(warp, lane, Space::shared) != from)
       fault(warp, lane, "tensor map", "the lanes of a warp name different tensor maps");
   });
-  const u8* source = touch_shared(warp, first, from, Access::read);
+  const u8* source = touch_shared(warp, first, mask, from, Access::read);
   std::memcpy(touch_global(warp, first, to, false), source, kTensorMapBytes);
   cluster_of(warp).grid->tensor_maps.change(to, u64(&warp), true);
   return Step::next;
@@ -211,6 +213,7 @@ Step run_release(Warp& warp, const Instruction&, u32) {
 Step run_acquire(Warp& warp, const Instruction& in, u32 mask) {
   const auto& address = *static_cast<const AddressRow*>(in.extra);
   AsyncClusterState& state = async_of(cluster_of(warp));
+  async_of(warp).order.note_access(mask);
   each_lane(mask, [&](int lane) {
     const u64 map = address.at(warp, lane);
     require_aligned(warp, lane, map);
@@ -219,9 +222,9 @@ Step run_acquire(Warp& warp, const Instruction& in, u32 mask) {
     if (version == 0) return;
     auto& acquired = state.acquired_maps[map];
     std::erase_if(acquired, [&](const AcquiredMap& each) { return each.version != version; });
-    const Accessor who = accessor_of(warp);
-    const auto is_mine = [&](const AcquiredMap& each) { return each.when.agent == who.agent; };
-    if (std::none_of(acquired.begin(), acquired.end(), is_mine)) acquired.push_back({version, {who.agent, who.clock}});
+    const Epoch now{async_of(warp).order.agent(), async_of(warp).order.clock(), u32{1} << lane};
+    const auto is_known = [&](const AcquiredMap& each) { return async_of(warp).order.knows(lane, each.when); };
+    if (std::none_of(acquired.begin(), acquired.end(), is_known)) acquired.push_back({version, now});
   });
   return Step::next;
 }

@@ -7,17 +7,9 @@
 
 #include "async_decode.h"
 #include "report.h"
+#include "wgmma_registers.h"
 
 namespace glm5::emulator {
-
-struct WgmmaForm {
-  MatrixElement a_element, b_element;
-  bool sums_in_f16 = false, is_integer = false, saturates = false;
-  bool a_in_registers = false, a_is_mn_major = false, b_is_mn_major = false, negates_a = false, negates_b = false;
-  int n = 0;
-  Operand a_registers[4], a, b, accumulate;
-  std::vector<Operand> sums;
-};
 
 namespace {
 
@@ -44,7 +36,8 @@ void gather(const u8* shared, u64 bits, bool mn_major, int first, int row_count,
 const u8* block_shared(Warp& warp) { return cluster_of(warp).shared + warp.cta->shared_address; }
 
 // Bounds, initialisation, races and fences of an operand's chunks, on behalf of one warp.
-void check_operand(Warp& warp, const char* name, const std::vector<u32>& addresses, u64 bits, u32 clock) {
+void check_operand(Warp& warp, const char* name, const std::vector<u32>& addresses, u64 bits, u32 clock,
+                   const Clocks& done) {
   const MatrixDescriptor descriptor = decode_descriptor(bits);
   if (descriptor.base_offset != 0) {
     fault(warp, -1, "wgmma", "the descriptor of ", name, " has base offset ", descriptor.base_offset,
@@ -54,8 +47,8 @@ void check_operand(Warp& warp, const char* name, const std::vector<u32>& address
   const AsyncWarpState& mine = async_of(warp);
   const u32 groups_per_block = static_cast<u32>(warp.cta->async->warpgroups.size());
   const u32 group = warp.cta->rank * groups_per_block + static_cast<u32>(warp.index) / 4;
-  const Accessor who{state.races.agents().of(AgentKind::wgmma, group), clock, &mine.view,
-                     static_cast<int>(mine.number)};
+  const Accessor who = accessor_by(state.races.agents().of(AgentKind::wgmma, group), clock, done,
+                                   static_cast<int>(mine.number));
   const u64 host = u64(block_shared(warp));
   for (size_t i = 0; i < addresses.size();) {
     u32 bytes = 16;
@@ -69,10 +62,11 @@ void check_operand(Warp& warp, const char* name, const std::vector<u32>& address
 }
 
 // A sibling has had the same chunks checked: this warp must know of their writers too.
-void check_writers(Warp& warp, const WgmmaInFlight& op) {
+void check_writers(Warp& warp, const WgmmaInFlight& op, const Clocks& done) {
+  const Accessor who = accessor_by(0, 0, done);
   for (const Epoch& writer : op.b_writers) {
-    if (writer.clock <= async_of(warp).view[writer.agent]) continue;
-    fault(warp, -1, "race", "wgmma reads B, which ", describe_agent(cluster_of(warp), writer.agent),
+    if (who.knows(writer)) continue;
+    fault(warp, -1, "race", "wgmma reads B, which ", describe_work(cluster_of(warp), writer),
           " wrote, and nothing orders the two for this warp");
   }
 }
@@ -156,27 +150,27 @@ void rows_from_registers(Warp& warp, const WgmmaForm& form, u8* rows) {
   }
 }
 
-void gather_a(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 number, u8* rows) {
+void gather_a(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 number, const Clocks& done, u8* rows) {
   if (form.a_in_registers) return rows_from_registers(warp, form, rows);
   thread_local Gathered a;
   const int me = warp.index % 4;
   gather(block_shared(warp), op.a, form.a_is_mn_major, 16 * me, 16, a);
-  check_operand(warp, "A", a.addresses, op.a, number);
+  check_operand(warp, "A", a.addresses, op.a, number, done);
   async_of(cluster_of(warp)).races.take_writers();
   op.a_hash[me] = a.hash;
   rows_from_chunks(a.chunks.data(), form.a_is_mn_major, 16, rows);
 }
 
-const f32* gather_b(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 number) {
+const f32* gather_b(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 number, const Clocks& done) {
   thread_local Gathered b;
   gather(block_shared(warp), op.b, form.b_is_mn_major, 0, form.n, b);
   AsyncClusterState& state = async_of(cluster_of(warp));
   if (op.warps == 0) {
-    check_operand(warp, "B", b.addresses, op.b, number);
+    check_operand(warp, "B", b.addresses, op.b, number, done);
     op.b_writers = state.races.take_writers();
     op.b_hash = b.hash;
   } else {
-    check_writers(warp, op);
+    check_writers(warp, op, done);
     if (b.hash != op.b_hash) {
       fault(warp, -1, "operands",
             "operand B of a wgmma changed while the instruction was under way: another warp of the "
@@ -200,15 +194,17 @@ Step run_multiply(Warp& warp, const Instruction& in, u32 mask) {
   }
   WgmmaInFlight& op = enter(warp, form, a, b);
   const u32 number = async_of(warp).wgmma.issued;
+  note_wgmma_issue(warp, form, number);
+  // All lanes take part: what each did before is ordered before it.
+  const Clocks& done = op.views[warp.index % 4] = async_of(warp).order.done_by(kAllLanes);
   u8 a_rows[16 * kWgmmaKBytes];
-  gather_a(warp, form, op, number, a_rows);
-  const f32* packed_b = gather_b(warp, form, op, number);
+  gather_a(warp, form, op, number, done, a_rows);
+  const f32* packed_b = gather_b(warp, form, op, number, done);
   const u32 accumulate = predicate(warp, form.accumulate);
   if (accumulate != 0 && accumulate != kAllLanes)
     fault(warp, -1, "wgmma", "scale-d differs between the lanes of a warp");
   multiply(warp, form, a_rows, packed_b, accumulate != 0);
   op.warps |= u32{1} << warp.index % 4;
-  op.views[warp.index % 4] = async_of(warp).view;
   WgmmaWarp& mine = async_of(warp).wgmma;
   mine.accumulators[form.sums[0].offset] = hash_sums(warp, form);
   wake(cluster_of(warp));
@@ -252,16 +248,15 @@ void complete(Warp& warp, u32 target) {
   for (; group.completed < target; ++group.completed) {
     const WgmmaInFlight& op = group.in_flight.front();
     check_unchanged(warp, op);
-    for (const Clocks& view : op.views) join(group.completed_view, view);
+    for (const Clocks& view : op.views) group.completed_view.join(view);
     group.in_flight.pop_front();
     ++group.first;
   }
-  AsyncWarpState& mine = async_of(warp);
-  join(mine.view, group.completed_view);
   const u32 index =
       warp.cta->rank * static_cast<u32>(warp.cta->async->warpgroups.size()) + static_cast<u32>(warp.index) / 4;
-  u32& known = mine.view[async_of(cluster_of(warp)).races.agents().of(AgentKind::wgmma, index)];
-  known = std::max(known, target);
+  Clocks news = group.completed_view;
+  news.raise(async_of(cluster_of(warp)).races.agents().of(AgentKind::wgmma, index), target);
+  learn(warp, kAllLanes, news);
 }
 
 Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
@@ -278,6 +273,7 @@ Step run_wait(Warp& warp, const Instruction& in, u32 mask) {
     return Step::blocked;
   }
   complete(warp, target);
+  note_wgmma_wait(warp, target);
   if (in.detail == 0) {  // the accumulators are the warp's again
     mine.is_fenced = false;
     mine.accumulators.clear();
@@ -382,5 +378,7 @@ constexpr Entry kEntries[] = {
 }  // namespace
 
 std::span<const Entry> wgmma_entries() { return kEntries; }
+
+const WgmmaForm* wgmma_form_of(const Instruction& in) { return in.execute == run_multiply ? &form_of(in) : nullptr; }
 
 }  // namespace glm5::emulator

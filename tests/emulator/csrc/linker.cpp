@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "report.h"
 #include "specials.h"
+#include "wgmma_registers.h"
 
 namespace glm5::emulator {
 namespace {
@@ -267,6 +268,7 @@ void Linker::link(std::string_view kernel) {
   }
   place_shared();
   for (FunctionImage& image : images_) decode(image);
+  watch_wgmma_registers(program_);
   program_.callers = module_.callers;
   program_.hits.resize(program_.code.size());
 }

@@ -89,6 +89,7 @@ struct AccessEvent {
   bool is_shared;
   const u64* hosts;
   u32 mask, bytes;
+  const u32* sets = nullptr;  // by lane: which lanes take part in the access at its address; null: each for itself
 };
 
 }  // namespace glm5::emulator

@@ -42,6 +42,7 @@ enum class Step : int {
 
 struct Warp;
 struct Instruction;
+struct TouchedRegisters;
 // mask: the lanes of the current group whose guard holds; never 0.
 using Executor = Step (*)(Warp&, const Instruction&, u32 mask);
 
@@ -68,7 +69,6 @@ struct Instruction {
   u32 detail = 0;        // belongs to the executor
   const Operand* list = nullptr;  // further operands (vectors, fragments), owned by the program
   u32 count = 0;         // of `list`
-  u32 access_bytes = 0;  // per lane, of loads and stores: for the counters
   Space space = Space::generic;
   bool address_is_64 = true;   // width of the address row
   bool is_volatile = false;    // volatile, relaxed, acquire or release: a synchronising access for the race check
@@ -121,6 +121,7 @@ struct Program {
   std::vector<std::string> files;
   std::vector<SourceLine> callers;     // by SourceLine::caller
   std::vector<NamedRow> names;         // of all instructions, in order
+  std::vector<const TouchedRegisters*> touched_registers;  // by instruction, where any touches registers of a wgmma
   std::vector<Parameter> parameters;
   u32 parameter_bytes = 0;
   std::vector<u8> constants;     // the constant rows

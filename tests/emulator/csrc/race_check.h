@@ -1,9 +1,9 @@
 // Races in shared memory by happens-before, and generic writes that the async proxy reads without a proxy fence.
 //
 // Every agent that touches the shared memory of a cluster has a clock: each warp; a warp's bulk copies into shared
-// memory, its bulk copies out of it and its cp.async; and each warpgroup's wgmma. A view says how far each agent's work
-// is known to be done. An access is a race where the last conflicting one is not in the view of who makes it. Lanes of
-// a warp are not told apart.
+// memory, its bulk copies out of it and its cp.async; and each warpgroup's wgmma. What lanes do is known by lane: the
+// work of a warp, its cp.async and its bulk copies out. An access is a race where the last conflicting one is not known
+// to who makes it. Bytes are told apart.
 #pragma once
 
 #include <array>
@@ -12,33 +12,15 @@
 #include <vector>
 
 #include "core/types.h"
+#include "warp_order.h"
 
 namespace glm5::emulator {
 
-using Clocks = std::vector<u32>;
-void join(Clocks& into, const Clocks& from);
-
-// A warp's fence.proxy.async: what it had done by then.
+// A warp's fence.proxy.async: what was done by then.
 struct ProxyFence {
-  u32 own, copies;  // clocks of the warp and of its cp.async
-};
-
-enum class AgentKind : int { warp, copy_in, copy_out, cp_async, wgmma };
-
-// The numbers of a cluster's agents.
-struct AgentNumbers {
-  u32 warps = 0, warpgroups = 0;
-  u16 of(AgentKind kind, u32 index) const { return static_cast<u16>(static_cast<u32>(kind) * warps + index); }
-  AgentKind kind(u16 agent) const {
-    return agent >= 4 * warps ? AgentKind::wgmma : static_cast<AgentKind>(agent / warps);
-  }
-  u32 index(u16 agent) const { return agent >= 4 * warps ? agent - 4 * warps : agent % warps; }
-  u32 count() const { return 4 * warps + warpgroups; }
-};
-
-struct Epoch {
-  u16 agent = 0;
-  u32 clock = 0;
+  u32 lanes = kAllLanes;      // who fenced
+  u32 own, copies;            // clocks of the warp and of its cp.async: what those lanes did themselves
+  u32 others, others_copies;  // and what all lanes did, as far as those lanes know
 };
 
 // What is wrong with an access.
@@ -54,8 +36,20 @@ struct Conflict {
 struct Accessor {
   u16 agent;
   u32 clock;
-  const Clocks* view;
-  int proxy_reader = -1;  // async-proxy reads: the warp whose fences also count; -1: the generic proxy
+  const Clocks* view;               // what is known, but for an own lane's work
+  int proxy_reader = -1;            // async-proxy reads: the warp whose fences also count; -1: the generic proxy
+  u32 lanes = 0;                    // none: the agent as such
+  const WarpOrder* order = nullptr; // where `lanes` are some: their warp
+  u32 together = 0;                 // lanes that write the same bytes by the same instruction
+  bool knows(const Epoch& work) const {
+    if (work.clock <= view->of(work.agent)) return true;
+    const bool is_own = order != nullptr && work.agent == order->agent() && work.agent == agent;
+    if (is_own && work.lanes == lanes && (lanes & (lanes - 1)) == 0) return true;  // a lane's own, as most are
+    return work.lanes != 0 && knows_by_lane(work);
+  }
+
+ private:
+  bool knows_by_lane(const Epoch& work) const;
 };
 
 class RaceCheck {
@@ -73,28 +67,38 @@ class RaceCheck {
 
  private:
   struct Cell {
-    u32 write_clock = 0, read_clock[2] = {};
-    u16 write_agent = 0, read_agent[2] = {};
-    u32 readers = 0;  // index of a clock per agent, where more than two read
+    Epoch writer;
+    Epoch readers[2];
+    u32 more_readers = 0;  // index + 1 of a list, where more than two read
+  };
+  struct Words {
+    std::array<Cell, 4> cells;
+    std::array<u32, 4> bytes{};  // index + 1 of four cells of a byte
   };
   template <class F>
-  Conflict each_cell(u32 address, u32 bytes, F visit);
+  Conflict each_cell(u32 address, u32 bytes, bool writes, F visit);
+  template <class F>
+  Conflict each_in_chunk(u32 index, u32 begin, u32 end, bool writes, F visit);
   Conflict read_cell(Cell& cell, const Accessor& who);
   Conflict write_cell(Cell& cell, const Accessor& who);
   void add_reader(Cell& cell, const Accessor& who);
   void inflate(Cell& cell, const Accessor& who);
   void drop_readers(Cell& cell);
   bool is_fenced(const Cell& cell, const Accessor& who);
-  std::array<Cell, 4>& split(u32 chunk);
-  void note_writer(const Cell& cell);
+  std::array<Cell, 4> four_of(const Cell& cell);
+  Words& words_of(u32 index);
+  std::array<Cell, 4>& bytes_of(Words& words, u32 word);
+  static bool unite(const std::array<Cell, 4>& four, Cell& whole);
+  void note_writer(const Epoch& writer);
 
   AgentNumbers agents_;
   u32 chunks_per_block_;
   std::vector<Cell> cells_;  // of 16 bytes
-  std::vector<u32> splits_;  // index + 1 of four cells of 4 bytes
-  std::deque<std::array<Cell, 4>> fours_;
-  std::deque<Clocks> readers_;  // 1-based by Cell::readers
-  std::vector<u32> free_readers_;
+  std::vector<u32> splits_;  // index + 1 of the words
+  std::deque<Words> words_;
+  std::deque<std::array<Cell, 4>> bytes_;
+  std::deque<std::vector<Epoch>> lists_;  // 1-based by Cell::more_readers
+  std::vector<u32> free_lists_, free_words_, free_bytes_;
   std::vector<std::vector<ProxyFence>> fences_;  // by warp, ascending
   std::vector<Clocks> fence_views_;              // by warp: at its last fence
   std::vector<Epoch> writers_;

@@ -16,6 +16,7 @@
 #include "scheduler.h"
 #include "specials.h"
 #include "touched.h"
+#include "traffic.h"
 
 namespace glm5::emulator {
 namespace {
@@ -48,12 +49,19 @@ std::unique_ptr<Warp> make_warp(Cta& cta, int index, u32 lanes) {
   return warp;
 }
 
-std::unique_ptr<Cluster> make_cluster(Grid& grid, u32 index, int window, Hits* hits) {
+// What the thread that runs a cluster counts into.
+struct Tally {
+  Hits* hits;
+  Traffic* traffic;
+};
+
+std::unique_ptr<Cluster> make_cluster(Grid& grid, u32 index, int window, Tally tally) {
   auto cluster = std::make_unique<Cluster>();
   cluster->grid = &grid;
   cluster->random.seed(grid.seed + 0xd1342543de82ef95 * index);
   cluster->instructions_left = grid.instruction_limit;
-  cluster->hits = hits;
+  cluster->hits = tally.hits;
+  cluster->traffic = tally.traffic;
   const u32 shape[3] = {grid.cluster_shape[0], grid.cluster_shape[1], grid.cluster_shape[2]};
   const u32 clusters[3] = {grid.blocks[0] / shape[0], grid.blocks[1] / shape[1], grid.blocks[2] / shape[2]};
   cluster->id[0] = index % clusters[0];
@@ -104,7 +112,7 @@ struct Resident {
 u32 clusters_of(const Grid& grid) { return grid.blocks[0] * grid.blocks[1] * grid.blocks[2] / grid.cluster_ctas(); }
 
 // Executors count into the program, which the grid only reads.
-Hits* hits_of(const Grid& grid) { return const_cast<Hits*>(grid.program->hits.data()); }
+Tally tally_of(const Grid& grid) { return {const_cast<Hits*>(grid.program->hits.data()), grid.traffic}; }
 
 // Clusters that may wait for one another: all that the device holds take turns, on this thread.
 void run_together(Grid& grid) {
@@ -115,7 +123,7 @@ void run_together(Grid& grid) {
   while (next < total || !resident.empty()) {
     if (next < total && resident.size() < most) {
       Resident& added = resident.emplace_back();
-      added.cluster = make_cluster(grid, next++, added.window.number, hits_of(grid));
+      added.cluster = make_cluster(grid, next++, added.window.number, tally_of(grid));
     }
     for (auto it = resident.begin(); it != resident.end();) {
       it->cluster->instructions_left = left;
@@ -139,13 +147,18 @@ class Apart {
     u32 wanted = grid_.threads_of_host ? grid_.threads_of_host : std::max(std::thread::hardware_concurrency(), 1u);
     wanted = std::min(wanted, total_);
     std::vector<std::vector<Hits>> hits(wanted - 1, std::vector<Hits>(grid_.program->hits.size()));
+    std::vector<Traffic> traffic(wanted - 1);
+    const Tally all = tally_of(grid_);
     {
       std::vector<std::jthread> others;
-      for (auto& own : hits) others.emplace_back([this, &own] { work(own.data()); });
-      work(hits_of(grid_));
+      for (size_t i = 0; i < hits.size(); ++i)
+        others.emplace_back([&, i] { work({hits[i].data(), all.traffic ? &traffic[i] : nullptr}); });
+      work(all);
     }
     for (const auto& own : hits)
-      for (size_t i = 0; i < own.size(); ++i) hits_of(grid_)[i] += own[i];
+      for (size_t i = 0; i < own.size(); ++i) all.hits[i] += own[i];
+    for (const Traffic& own : traffic)
+      if (all.traffic) *all.traffic += own;
     if (first_problem_) std::rethrow_exception(first_problem_);
   }
 
@@ -155,12 +168,12 @@ class Apart {
     std::exception_ptr problem;
   };
 
-  void work(Hits* hits) {
+  void work(Tally tally) {
     const Window window;
     for (u32 index = next_++; index < total_ && index < failed_; index = next_++) {
       Ended ended{std::make_unique<TouchedBytes>(), nullptr};
       try {
-        const auto cluster = make_cluster(grid_, index, window.number, hits);
+        const auto cluster = make_cluster(grid_, index, window.number, tally);
         cluster->touched = total_ > 1 ? ended.touched.get() : nullptr;
         while (!run_cluster(*cluster, kPatience))
           if (index > failed_) return;

@@ -83,8 +83,8 @@ int glm5_emulator_launch(u64 module, const char* name, const u32* shape, u64 sha
 // The text of the last fault or refusal on this thread, and the short name of the check that spoke.
 const char* glm5_emulator_sentence() { return last_sentence().c_str(); }
 const char* glm5_emulator_check() { return last_check().c_str(); }
-const char* glm5_emulator_counters() { return (answer = Device::instance().counters()).c_str(); }
-void glm5_emulator_reset_counters() { Device::instance().reset_counters(); }
+void glm5_emulator_count(int begins) { Device::instance().count(begins != 0); }
+const char* glm5_emulator_counts() { return (answer = Device::instance().counts()).c_str(); }
 // A line per entry of the instruction tables: mnemonic, section of the PTX ISA.
 const char* glm5_emulator_instructions() {
   answer.clear();

@@ -21,6 +21,7 @@ struct Cta;
 struct Cluster;
 struct Grid;
 struct Extent;
+struct Traffic;
 
 // The state of the asynchronous agents and of the race check, which their own files define.
 struct AsyncWarpState;
@@ -108,6 +109,7 @@ struct Cluster {
   std::mt19937_64 random;   // its own, so that its schedule does not depend on the others
   u64 instructions_left = 0;
   Hits* hits = nullptr;     // by instruction: the program's, or those of the thread that runs it
+  Traffic* traffic = nullptr;  // null: nobody counts
   TouchedBytes* touched = nullptr;  // null: nobody keeps a record
   u64 barrier_generation = 1;
   u64 events = 1;           // grows whenever something happens that could wake a blocked warp
@@ -135,6 +137,7 @@ struct Grid {
   u32 threads_of_host = 1;    // that may run clusters
   const Watch* watch = nullptr;
   TensorMapChanges tensor_maps;
+  Traffic* traffic = nullptr;  // null: it is not counted
   u32 thread_count() const { return threads[0] * threads[1] * threads[2]; }
   u32 cluster_ctas() const { return cluster_shape[0] * cluster_shape[1] * cluster_shape[2]; }
 };

@@ -17,6 +17,10 @@ struct WgmmaWarp {
   u32 issued = 0;                             // wgmma so far
   std::deque<u32> commits;                    // `issued` at each commit that has not been waited for
   bool is_fenced = false;                     // by wgmma.fence, since the last wait for all
+  u32 waited = 0;                             // up to which the warp has waited
+  std::vector<u32> issued_by_form;            // the latest of each WgmmaForm::index
+  std::unordered_map<u32, u32> copied;        // register -> the wgmma whose accumulator mov has brought there
+  std::unordered_map<u32, u32> places;        // wgmma -> pc, of those under way
   std::unordered_map<u32, u64> accumulators;  // first register of D -> hash of D after the last wgmma since then
 };
 

@@ -224,59 +224,156 @@ void test_box(i64 x, i64 y, i64 z, int swizzle, u32 step) {
 
 // ---- races ----
 
+// Warps whose lanes act together, or one by one.
 struct Actors {
   AgentNumbers numbers{.warps = 4, .warpgroups = 1};
   RaceCheck check{numbers, 1, 8192};
-  Clocks views[4];
+  WarpOrder warps[4];
   Actors() {
-    for (int i = 0; i < 4; ++i) views[i].assign(numbers.count(), 0), views[i][static_cast<size_t>(i)] = 1;
+    for (u32 i = 0; i < 4; ++i) warps[i] = WarpOrder(i, numbers);
   }
-  Accessor warp(int i, int proxy_reader = -1) {
-    return {static_cast<u16>(i), views[i][static_cast<size_t>(i)], &views[i], proxy_reader};
+  Accessor lane(int warp, int lane) {
+    return {.agent = warps[warp].agent(), .clock = warps[warp].clock(), .view = &warps[warp].view(lane),
+            .lanes = u32{1} << lane, .order = &warps[warp]};
   }
-  void order(int from, int to) {
-    join(views[to], views[from]);
-    ++views[from][static_cast<size_t>(from)];
+  Conflict write(int warp, u32 address, u32 bytes, int by = 0) {
+    warps[warp].note_access(u32{1} << by);
+    return check.write(address, bytes, lane(warp, by));
+  }
+  Conflict read(int warp, u32 address, u32 bytes, int by = 0) {
+    warps[warp].note_access(u32{1} << by);
+    return check.read(address, bytes, lane(warp, by));
+  }
+  Conflict read_by_proxy(int warp, u32 address, u32 bytes) {
+    Accessor who = lane(warp, 0);
+    who.proxy_reader = warp;
+    return check.read(address, bytes, who);
+  }
+  void order(int from, int to, u32 from_lanes = kAllLanes, u32 to_lanes = kAllLanes) {
+    warps[to].learn(to_lanes, warps[from].done_by(from_lanes));
+  }
+  void fence(int warp, u32 lanes = kAllLanes) {
+    ProxyFence fence{.lanes = lanes, .own = warps[warp].clock(), .copies = 0, .others = 0, .others_copies = 0};
+    const Clocks& done = warps[warp].done_by(lanes);
+    fence.others = done.of(warps[warp].agent());
+    check.fence(static_cast<u32>(warp), fence, done);
   }
 };
 
+bool is_race(const Conflict& conflict) { return conflict.kind == Conflict::Kind::race; }
+bool is_proxy(const Conflict& conflict) { return conflict.kind == Conflict::Kind::proxy; }
+
 void test_races() {
-  const auto is_race = [](const Conflict& c) { return c.kind == Conflict::Kind::race; };
   Actors a;
-  expect(!a.check.write(1024, 16, a.warp(0)), "the first write");
-  expect(is_race(a.check.read(1024, 4, a.warp(1))), "an unordered read of a write");
+  expect(!a.write(0, 1024, 16), "the first write");
+  expect(is_race(a.read(1, 1024, 4)), "an unordered read of a write");
   a.order(0, 1);
-  expect(!a.check.read(1024, 16, a.warp(1)), "an ordered read");
-  expect(!a.check.write(1040, 4, a.warp(0)) && !a.check.write(1044, 4, a.warp(1)), "neighbours are no race");
+  expect(!a.read(1, 1024, 16), "an ordered read");
+  expect(!a.write(0, 1040, 4) && !a.write(1, 1044, 4), "neighbours are no race");
   a.order(0, 2);
-  expect(!a.check.read(1024, 16, a.warp(2)), "a second reader");
+  expect(!a.read(2, 1024, 16), "a second reader");
   a.order(1, 0);
-  expect(is_race(a.check.write(1024, 16, a.warp(0))), "a write after one of two readers");
+  expect(is_race(a.write(0, 1024, 16)), "a write after one of two readers");
   a.order(0, 3);
-  expect(!a.check.read(1024, 16, a.warp(3)), "a third reader");
+  expect(!a.read(3, 1024, 16), "a third reader");
   a.order(2, 0);
-  expect(is_race(a.check.write(1024, 16, a.warp(0))), "a write after two of three readers");
+  expect(is_race(a.write(0, 1024, 16)), "a write after two of three readers");
   a.order(3, 0);
-  expect(!a.check.write(1024, 16, a.warp(0)), "a write after both readers");
+  expect(!a.write(0, 1024, 16), "a write after both readers");
+}
+
+void test_bytes() {
+  Actors a;
+  expect(!a.write(0, 1024, 2) && !a.write(1, 1026, 1) && !a.write(2, 1027, 1), "bytes of a word are told apart");
+  expect(is_race(a.write(3, 1024, 4)), "a word meets the bytes in it");
+  const Conflict conflict = a.read(3, 1024, 16);
+  expect(is_race(conflict) && conflict.address == 1024, "the conflict names the first byte");
+  a.order(0, 3);
+  expect(a.read(3, 1024, 16).address == 1026, "and then the next one");
+  a.order(1, 3);
+  a.order(2, 3);
+  expect(!a.write(3, 1024, 16), "all of them are known");
+  expect(is_race(a.read(0, 1027, 1)), "the bytes that were written together have their writer");
+  expect(!a.write(3, 1026, 1) && is_race(a.read(1, 1024, 1)), "and are told apart again");
+}
+
+void test_lanes() {
+  Actors a;
+  a.write(0, 1024, 4, 3);
+  expect(!a.read(0, 1024, 4, 3), "a lane knows what it did itself");
+  expect(is_race(a.read(0, 1024, 4, 4)), "another lane of the warp does not");
+  a.warps[0].meet(0xf0);
+  expect(is_race(a.read(0, 1024, 4, 4)), "nor after a meeting without the writer");
+  a.warps[0].meet(0x18);
+  expect(!a.read(0, 1024, 4, 4) && is_race(a.read(0, 1024, 4, 5)), "lanes that met know of it, and no others");
+  expect(is_race(a.write(0, 1024, 4, 3)), "the reader is not known to the writer");
+  a.warps[0].meet(kAllLanes);
+  expect(!a.write(0, 1024, 4, 7), "all lanes met");
+  expect(is_race(a.write(0, 1024, 4, 8)), "two writers");
+  const Accessor pair = {.agent = 0, .clock = a.warps[0].clock(), .view = &a.warps[0].view(0), .lanes = 0x180,
+                         .order = &a.warps[0]};
+  expect(is_race(a.check.read(1024, 4, pair)), "of two lanes that read as one, one is not the writer");
+}
+
+void test_lanes_of_two_warps() {
+  Actors a;
+  for (int lane = 0; lane < 32; ++lane) a.read(0, 1024u + 4 * static_cast<u32>(lane), 4, lane);
+  a.order(0, 1, 1);  // lane 0 releases for all of them, without a meeting
+  expect(!a.write(1, 1024, 4), "lane 0 has read");
+  expect(is_race(a.write(1, 1028, 4)), "lane 1 may still read");
+  a.warps[0].meet(kAllLanes);
+  a.order(0, 1, 1);
+  expect(!a.write(1, 1028, 4), "after the meeting lane 0 speaks for all");
+  a.order(1, 2, kAllLanes, 1);  // lane 0 waits, without a meeting after
+  expect(!a.read(2, 1024, 4, 0), "lane 0 has waited");
+  expect(is_race(a.read(2, 1024, 4, 9)), "lane 9 has not");
+  a.warps[2].meet(kAllLanes);
+  expect(!a.read(2, 1024, 4, 9), "lane 0 has told lane 9");
+}
+
+// A lane knows of its own copies once it has waited for them; others once they have met it.
+void test_own_copies() {
+  Actors a;
+  WarpOrder& order = a.warps[0];
+  order.start(order.cp_async, 0x3);
+  const auto copy = [&](int by) {
+    Accessor who = a.lane(0, by);
+    who.agent = order.cp_async.agent;
+    who.clock = order.cp_async.clock;
+    return a.check.write(1024u + 16 * static_cast<u32>(by), 16, who);
+  };
+  expect(!copy(0) && !copy(1), "two lanes copy");
+  expect(is_race(a.read(0, 1024, 4, 0)), "the copy is under way");
+  order.wait(order.cp_async, 0, order.cp_async.clock);
+  order.wait(order.cp_async, 1, order.cp_async.clock);
+  expect(!a.read(0, 1024, 4, 0), "lane 0 has waited for its copy");
+  expect(is_race(a.read(0, 1040, 4, 0)), "and not for that of lane 1");
+  order.meet(kAllLanes);
+  expect(!a.read(0, 1040, 4, 0), "they have met");
 }
 
 void test_proxy() {
-  const auto is_proxy = [](const Conflict& c) { return c.kind == Conflict::Kind::proxy; };
   Actors a;
-  a.check.write(2048, 16, a.warp(0));
+  a.write(0, 2048, 16);
   a.order(0, 1);
-  expect(is_proxy(a.check.read(2048, 16, a.warp(1, 1))), "no fence");
-  a.check.fence(0, {a.views[0][0], 0}, a.views[0]);
-  ++a.views[0][0];
-  expect(is_proxy(a.check.read(2048, 16, a.warp(1, 1))), "a fence that the reader does not know of");
+  expect(is_proxy(a.read_by_proxy(1, 2048, 16)), "no fence");
+  a.fence(0);
+  expect(is_proxy(a.read_by_proxy(1, 2048, 16)), "a fence that the reader does not know of");
   a.order(0, 1);
-  expect(!a.check.read(2048, 16, a.warp(1, 1)), "a fence of the writer");
-  a.check.write(2064, 16, a.warp(0));
+  expect(!a.read_by_proxy(1, 2048, 16), "a fence of the writer");
+  a.write(0, 2064, 16);
   a.order(0, 1);
-  expect(is_proxy(a.check.read(2064, 16, a.warp(1, 1))), "a write after the fence");
-  a.check.fence(1, {a.views[1][1], 0}, a.views[1]);
-  ++a.views[1][1];
-  expect(!a.check.read(2064, 16, a.warp(1, 1)), "a fence of the reader");
+  expect(is_proxy(a.read_by_proxy(1, 2064, 16)), "a write after the fence");
+  a.fence(1);
+  expect(!a.read_by_proxy(1, 2064, 16), "a fence of the reader");
+  a.write(0, 2080, 16, 5);
+  a.fence(0, 1);
+  a.warps[0].meet(kAllLanes);
+  a.order(0, 1);
+  expect(is_proxy(a.read_by_proxy(1, 2080, 16)), "a fence of another lane, which did not know of the write");
+  a.fence(0, 1);
+  a.order(0, 1);
+  expect(!a.read_by_proxy(1, 2080, 16), "a fence of another lane, which did");
 }
 
 }  // namespace
@@ -298,6 +395,10 @@ int main() {
     }
   }
   test_races();
+  test_bytes();
+  test_lanes();
+  test_lanes_of_two_warps();
+  test_own_copies();
   test_proxy();
   std::printf("%d failures\n", failures);
   return failures != 0;
