@@ -36,8 +36,8 @@ namespace {
 
 // How far ahead of the values in work memory is read: 4 KiB (bf16), or the area to the right. Without it rows take 40 %
 // longer with x in memory (measured on Zen 3).
-constexpr i64 kRowAhead = 2048, kBlockAhead = kTiling.block_width;
-constexpr i64 kColumns = 32;  // that are transposed together: 64 bytes of a row in bf16
+constexpr i64 kRowAhead = 2048, kRowStep = 1024, kBlockAhead = kTiling.block_width;
+constexpr i64 kColumns = kTiling.column_width;
 
 // ---- The table ----
 
@@ -71,10 +71,16 @@ constexpr Tables make_tables() {
 constexpr Tables kTable = make_tables();
 alignas(16) constexpr u8 kEvenThenOdd[16] = {0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15};
 
+// What will be read soon: it is prefetched line by line with the values in work, as many bytes of it for every group.
 template <class T>
-GLM5_INLINE void prefetch(const T* x, i64 bytes) {
-  for (i64 b = 0; b < bytes; b += 64) __builtin_prefetch(reinterpret_cast<const char*>(x) + b);
-}
+struct Next {
+  const T* x;
+  i64 step;  // from what is prefetched with one group to what is with the next
+
+  GLM5_INLINE void prefetch(i64 first, i64 count) const {
+    for (i64 i = first; i < first + count; i += 64 / sizeof(T)) __builtin_prefetch(x + i);
+  }
+};
 
 template <class Vector>
 GLM5_INLINE void store(e4m3* values, typename Vector::u8s codes, bool past_caches) {
@@ -85,10 +91,10 @@ GLM5_INLINE void store(e4m3* values, typename Vector::u8s codes, bool past_cache
 }
 
 // The codes of 128 values, unless one of them is 1 .. 7: then nothing is written, and the answer is false. `base` is
-// the exponent kBinadesBelow that of the scale, in the upper bytes of two words; `next` is what will be read soon.
+// the exponent kBinadesBelow that of the scale, in the upper bytes of two words.
 template <class Vector>
 GLM5_INLINE bool quantize_by_table(const bf16* x, const Table& table, u32 base, e4m3* values, bool past_caches,
-                                   const bf16* next) {
+                                   const Next<bf16>& next) {
   using u8s = typename Vector::u8s;
   using u16s = typename Vector::u16s;
   const u8s sums = Vector::repeat_16(table.sums), bias = Vector::repeat_16(table.bias);
@@ -97,7 +103,7 @@ GLM5_INLINE bool quantize_by_table(const bf16* x, const Table& table, u32 base, 
   u8s smallest = ~u8s{}, codes[kFp8Group / Vector::kBytes];
 #pragma GCC unroll 4
   for (i64 i = 0; i < kFp8Group; i += Vector::kBytes) {
-    prefetch(next + i, 2 * Vector::kBytes);
+    next.prefetch(i, Vector::kBytes);
     const u16s left = (u16s)Vector::load(x + i), right = (u16s)Vector::load(x + i + Vector::kBytes / 2);
     // Doubling drops the sign and leaves the exponent in the upper byte, the mantissa in the lower.
     const u8s left_bytes = Vector::choose((u8s)Vector::reduce(left + left, bases), apart);
@@ -136,11 +142,11 @@ GLM5_INLINE typename Vector::u32s divide(typename Vector::u32s magnitude, typena
 }
 
 template <class Vector, class T>
-void quantize_by_division(const T* x, f32 scale, f32 reciprocal, e4m3* values, bool past_caches, const T* next) {
+void quantize_by_division(const T* x, f32 scale, f32 reciprocal, e4m3* values, bool past_caches, const Next<T>& next) {
   using u32s = typename Vector::u32s;
   const auto scales = typename Vector::f32s{} + scale, reciprocals = typename Vector::f32s{} + reciprocal;
   for (i64 i = 0; i < kFp8Group; i += Vector::kBytes) {
-    prefetch(next + i, Vector::kBytes * static_cast<i64>(sizeof(T)));
+    next.prefetch(i, Vector::kBytes);
     u32s bits[4], codes[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -282,18 +288,19 @@ GLM5_INLINE u32 not_finite_of(typename Vector::f32s amax, i64 count) {
   return found;
 }
 
-// Where groups side by side lie: x without gaps, values and what to prefetch at steps.
+// Where groups lie, at steps of x and of values.
 template <class T>
 struct Place {
   const T* x;
+  i64 x_step;
   e4m3* values;
   i64 values_step;
-  const T* next;
-  i64 next_step;
+  Next<T> next;
   bool past_caches;
 
   GLM5_INLINE Place at_group(i64 g) const {
-    return {x + g * kFp8Group, values + g * values_step, values_step, next + g * next_step, next_step, past_caches};
+    const Next<T> next_of_group{next.x + g * next.step, next.step};
+    return {x + g * x_step, x_step, values + g * values_step, values_step, next_of_group, past_caches};
   }
 };
 
@@ -338,16 +345,16 @@ GLM5_INLINE void quantize_groups(const QuantizeFp8Args& args, const Place<T>& pl
     const Place<T> row = place.at_group(begin / kFp8Group);
     const i64 part = smaller(count - begin, kStep), whole = part / kFp8Group, groups_here = ceil_div(part, kFp8Group);
     typename Maxima<Vector, T>::Unsigned doubled[kGroups<T>];
-    for (i64 g = 0; g < whole; ++g) doubled[g] = Maxima<Vector, T>{}.take_128(row.x + g * kFp8Group).doubled();
+    for (i64 g = 0; g < whole; ++g) doubled[g] = Maxima<Vector, T>{}.take_128(row.at_group(g).x).doubled();
     for (i64 g = whole; g < kGroups<T>; ++g) doubled[g] = typename Maxima<Vector, T>::Unsigned{};
     if (whole < groups_here) {
       Padded<T> padded;
-      doubled[whole] = Maxima<Vector, T>{}.take_128(padded.fill(row.x + whole * kFp8Group, part % kFp8Group)).doubled();
+      doubled[whole] = Maxima<Vector, T>{}.take_128(padded.fill(row.at_group(whole).x, part % kFp8Group)).doubled();
     }
     typename Vector::f32s amax = amax_of<Vector, T>(doubled);
     const u32 not_finite = not_finite_of<Vector>(amax, groups_here);
     for (i64 g = 0; not_finite >> g != 0; ++g) {
-      const T* group = row.x + g * kFp8Group;
+      const T* group = row.at_group(g).x;
       if (not_finite >> g & 1) amax[g] = finite_amax<Vector>(group, smaller(part - g * kFp8Group, kFp8Group), 0);
     }
     const Groups<Vector> groups(args, amax, not_finite);
@@ -377,8 +384,13 @@ void quantize_rows(const QuantizeFp8Args& args, const cpu::Fp8Area& area) {
     const i64 row = area.row_begin + r;
     const T* from = x.at(row, area.col_begin);
     e4m3* to = args.values.at(row, area.col_begin);
-    const Place<T> place{from, to, kFp8Group, from + kRowAhead, kFp8Group, goes_past_caches<Vector>(args, to)};
-    quantize_groups<Vector>(args, place, cols, scales[r]);
+    // Its last values look ahead into the next row.
+    const i64 turn = larger(0, cols - kRowAhead) / kRowStep * kRowStep;
+    Place<T> place{from, kFp8Group, to, kFp8Group, {from + kRowAhead, kFp8Group}, goes_past_caches<Vector>(args, to)};
+    quantize_groups<Vector>(args, place, turn, scales[r]);
+    place = place.at_group(turn / kFp8Group);
+    place.next.x = x.at(row + 1, area.col_begin);
+    quantize_groups<Vector>(args, place, cols - turn, scales[r] + turn / kFp8Group);
   }
   for (i64 g = 0; g < ceil_div(cols, kFp8Group); ++g)
     for (i64 r = 0; r < rows; ++r) *args.scales.at(area.row_begin + r, area.col_begin / kFp8Group + g) = scales[r][g];
@@ -413,17 +425,24 @@ void quantize_blocks(const QuantizeFp8Args& args, const cpu::Fp8Area& area) {
   for (i64 row = area.row_begin; row < area.row_end; ++row) {
     const T* from = x.at(row, area.col_begin);
     e4m3* to = args.values.at(row, area.col_begin);
-    const Place<T> place{from, to, kFp8Group, from + kBlockAhead, kFp8Group, goes_past_caches<Vector>(args, to)};
+    const Next<T> next{from + kBlockAhead, kFp8Group};
+    const Place<T> place{from, kFp8Group, to, kFp8Group, next, goes_past_caches<Vector>(args, to)};
     quantize_row<Vector>(place, cols, groups);
   }
 }
 
-// columns[c][r] = x[r * stride + c] for 128 rows.
+// 128 values of each column. A cache line lies between columns, so that they do not all fall into a few of the cache's
+// sets: 15 % faster (measured on Zen 3).
+template <class T>
+using Column = T[kFp8Group + 64 / sizeof(T)];
+
+// columns[c][r] = x[r * stride + c].
 template <class Vector, class T>
-GLM5_INLINE void transpose(const T* x, i64 stride, T (*columns)[kFp8Group]) {
+GLM5_INLINE void transpose(const T* x, i64 stride, i64 rows, i64 cols, Column<T>* columns) {
   constexpr i64 kSide = 16 / sizeof(T), kWidth = Vector::kBytes / sizeof(T);
-  for (i64 row = 0; row < kFp8Group; row += kSide) {
-    for (i64 col = 0; col < kColumns; col += kWidth) {
+  const i64 whole_rows = rows / kSide * kSide, whole_cols = cols / kWidth * kWidth;
+  for (i64 row = 0; row < whole_rows; row += kSide) {
+    for (i64 col = 0; col < whole_cols; col += kWidth) {
       typename Vector::u8s lines[kSide];
 #pragma GCC unroll 8
       for (i64 j = 0; j < kSide; ++j) lines[j] = Vector::load(x + (row + j) * stride + col);
@@ -432,39 +451,39 @@ GLM5_INLINE void transpose(const T* x, i64 stride, T (*columns)[kFp8Group]) {
       for (i64 j = 0; j < kSide; ++j) Vector::store_lanes(&columns[col + j][row], kSide * sizeof(columns[0]), lines[j]);
     }
   }
+  for (i64 row = 0; row < rows; ++row)
+    for (i64 col = row < whole_rows ? whole_cols : 0; col < cols; ++col) columns[col][row] = x[row * stride + col];
 }
 
-// Columns as rows of transposed copies. The area below this one, which is next, is prefetched meanwhile, a row of it
-// with each group: rows lie so far apart that the processor does not foresee them.
+// Columns as rows of a transposed copy. Once it is made, the area below this one, which is next, is prefetched, a row
+// of it with each column: rows lie so far apart that the processor does not foresee them, and where they are a multiple
+// of 4096 bytes apart, the caches hold the rows of one area and no more.
 template <class Vector, class T>
 void quantize_columns(const QuantizeFp8Args& args, const cpu::Fp8Area& area) {
   const auto x = args.x.as<const T>();
-  const i64 rows = area.row_end - area.row_begin;
-  alignas(64) T columns[kColumns][kFp8Group];
-  alignas(64) e4m3 codes[kColumns][kFp8Group];
+  const i64 rows = area.row_end - area.row_begin, cols = area.col_end - area.col_begin;
+  const T* from = x.at(area.row_begin, area.col_begin);
+  e4m3* to = args.values.at(area.col_begin, area.row_begin);
+  alignas(64) Column<T> columns[kColumns];
+  alignas(64) e4m3 padded[kColumns][kFp8Group];
   alignas(64) f32 scales[kColumns];
-  for (i64 col = area.col_begin; col < area.col_end; col += kColumns) {
-    const i64 cols = smaller(kColumns, area.col_end - col);
-    const T* from = x.at(area.row_begin, col);
-    e4m3* values = args.values.at(col, area.row_begin);
-    const T* below = x.at(area.row_begin + kFp8Group + col - area.col_begin, area.col_begin);
-    const bool is_whole = rows == kFp8Group && cols == kColumns;
-    if (is_whole) {
-      transpose<Vector>(from, x.stride[0], columns);
-      quantize_groups<Vector>(args,
-                              Place<T>{columns[0], values, args.values.stride[0], below, x.stride[0],
-                                       goes_past_caches<Vector>(args, values)},
-                              kColumns * kFp8Group, scales);
-    } else {
-      __builtin_memset(columns, 0, sizeof(columns));
-      for (i64 r = 0; r < rows; ++r)
-        for (i64 c = 0; c < cols; ++c) columns[c][r] = from[r * x.stride[0] + c];
-      quantize_groups<Vector>(args, Place<T>{columns[0], codes[0], kFp8Group, below, x.stride[0], false},
-                              cols * kFp8Group, scales);
-      for (i64 c = 0; c < cols; ++c) copy(codes[c], rows, args.values.at(col + c, area.row_begin));
-    }
-    copy(scales, cols, args.scales.at(col, area.group));
+  const bool is_whole = rows == kFp8Group;
+  if (is_whole && cols == kColumns) {
+    transpose<Vector>(from, x.stride[0], kFp8Group, kColumns, columns);  // 10 % faster with its sizes known
+  } else {
+    __builtin_memset(columns, 0, sizeof(columns));
+    transpose<Vector>(from, x.stride[0], rows, cols, columns);
   }
+  const Place<T> place{columns[0],
+                       sizeof(columns[0]) / sizeof(T),
+                       is_whole ? to : padded[0],
+                       is_whole ? args.values.stride[0] : kFp8Group,
+                       {from + rows * x.stride[0], x.stride[0]},
+                       is_whole && goes_past_caches<Vector>(args, to)};
+  quantize_groups<Vector>(args, place, cols * kFp8Group, scales);
+  for (i64 c = 0; c < (is_whole ? 0 : cols); ++c)
+    copy(padded[c], rows, args.values.at(area.col_begin + c, area.row_begin));
+  copy(scales, cols, args.scales.at(area.col_begin, area.group));
 }
 
 template <class Vector>
