@@ -13,6 +13,7 @@ from glm5_ops.bench.machine import machine
 from glm5_ops.bench.ops import benchmarks
 from glm5_ops.bench.plot import plot
 from glm5_ops.bench.run import OURS, measure
+from glm5_ops.bench.timing import kept_memory
 from glm5_ops.cli._choice import (
     add_choices,
     allowed_isas,
@@ -70,7 +71,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with allowed_isas(arguments.isa) as isas:
         if arguments.isa and not arguments.held:
             return _with_torch_held(arguments)
-        document = _measure(arguments, output, cases, functions, workloads, isas[-1])
+        with kept_memory():
+            document = _measure(arguments, output, cases, functions, workloads, isas[-1])
     if arguments.json_file:
         arguments.json_file.write_text(json.dumps(as_json(document), indent=1))
     if arguments.plot:
