@@ -3,17 +3,15 @@
 //
 // bf16, by table. Moving x by a power of two moves its code by whole binades of eight codes, so all codes follow from
 // those of one binade of x: 128 mantissas, which take at most nine codes in ascending order. Scales are largest
-// magnitudes / 448, or powers of two, so there are 128 such rows of codes. Steps up
-// are at least eight mantissas apart. So among eight neighbours at most one step up happens, and (the sum of their
-// codes + the place of one among them) / 8 is the code of that one, whatever the reason for which the formula steps
-// there. A byte shuffle finds the sum among 16. Below the normal numbers of e4m3 binades have fewer codes: groups with
-// a code of 1 .. 7 in them, one in a hundred where x is normally distributed, are done by division.
+// magnitudes / 448, or powers of two, so there are 128 such rows of codes. Steps up are at least eight mantissas apart.
+// So among eight neighbours at most one step up happens, and (the sum of their codes + the place of one among them) / 8
+// is the code of that one, whatever the reason for which the formula steps there. A byte shuffle finds the sum among
+// 16. Below the normal numbers of e4m3 binades have fewer codes: groups with a code of 1 .. 7 in them, one in a hundred
+// where x is normally distributed, are done by division.
 //
 // What it costs. 32 values take 4 vector instructions for the largest magnitude and 23 for the codes; by division, 51.
-// Zen 3 so needs 3.8 ns for 32 values in caches where two threads share a core, and about 7 with all in memory, where a
-// copy of as many bytes takes 5 (measured). AVX-512 takes 26 for 64 values, on two ports 13 cycles, with as many again
-// around them as on Zen 3 maybe 26: at 3 GHz 22 GB/s a core, so that two cores are above 70 % of the 20 to 40 GB/s
-// which two threads of such a server copy (an estimate: no such machine has run it).
+// Zen 3 (measured) so needs 4 to 5 ns for 32 values in its caches, and about 7 with all in memory, where a copy of as
+// many bytes takes 5: arithmetic and memory overlap in part.
 //
 // By division. y = x * r, r = 1 / scale, and then y + (x - y * scale) * r with two fused multiply-adds is the rounded
 // quotient itself (Markstein) where r is rounded to nearest and y lies within a step of the quotient. y does wherever
