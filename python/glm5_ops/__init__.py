@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         indexer_logits_paged,
         indexer_topk,
         indexer_topk_paged,
+        mla_cache_append,
+        mla_cache_gather,
         quantize_fp8,
         topk_select,
     )
@@ -41,6 +43,8 @@ __all__ = [
     "indexer_logits_paged",
     "indexer_topk",
     "indexer_topk_paged",
+    "mla_cache_append",
+    "mla_cache_gather",
     "quantize_fp8",
     "topk_select",
 ]

@@ -70,23 +70,17 @@ _FACTORS = "    const IndexerFactors<T> factors(smem, here.stage, me);\n"
 _KEYS_BACK = "    smem.key_ring.template release<1>(here, me.lane);\n"
 _QUERIES_BACK = "    if (reaches) {\n      smem.query_ring.template release<1>(query_at, me.lane);\n"
 _STEP_AHEAD = "  ptx::wgmma_wait_group<1>();\n  finish<T>(total, part, Scales<T>(smem, here.stage"
-_START = "    smem.ring.init(1, T::kConsumerWarps * T::kCluster);\n    ptx::fence_mbarrier_init();\n"
-_CLUSTER_END = (
-    "  if constexpr (T::kCluster > 1) {\n    ptx::barrier_cluster_arrive();\n    ptx::barrier_cluster_wait();\n  }\n"
-)
+_START_TOGETHER = "\n  cuda::sync_cluster<T::kCluster>();\n"
+_CLUSTER_END = "  if constexpr (T::kCluster > 1) cuda::sync_cluster<T::kCluster>();\n"
 
 FAULTS = [
     # ---- starting and ending
     _fp8("barriers initialised without a fence", "proxy", (FP8, "    ptx::fence_mbarrier_init();\n", "")),
-    _fp8("no barrier after the initialisation", "race mbarrier uninitialised", (FP8, "    __syncthreads();\n", "")),
+    _fp8("no barrier after the initialisation", "race mbarrier uninitialised", (FP8, _START_TOGETHER, "\n")),
     _fp8(
         "a cluster that starts with a barrier of one block",
         "race mbarrier uninitialised",
-        (
-            FP8,
-            "  if constexpr (T::kCluster == 1) {\n    __syncthreads();",
-            "  if constexpr (T::kCluster >= 1) {\n    __syncthreads();",
-        ),
+        (FP8, _START_TOGETHER, "\n  cuda::sync_cluster<1>();\n"),
         variant=FP8_CLUSTER,
     ),
     _fp8("a cluster whose blocks exit alone", "cluster deadlock", (FP8, _CLUSTER_END, ""), variant=FP8_CLUSTER),
@@ -323,7 +317,7 @@ FAULTS = [
     ),
     _logits(
         "keys beyond the last are stored",
-        "bounds values",
+        "bounds values race",  # a race where the next row is another cluster's
         (LOGITS, "if (key < keys) row[key]", "if (keys > 0) row[key]"),
     ),
     _logits(

@@ -24,7 +24,6 @@ namespace glm5 {
 
 constexpr i64 kIndexDim = 128;      // values of an index key
 constexpr i64 kIndexRopePairs = 32; // of them turned: the first 64
-constexpr f32 kIndexAmaxFloor = 1e-4f;
 
 struct IndexerCacheAppendArgs {
   FloatTensor<2> k;              // bf16 or f32 [tokens, 128], unit stride along the second dimension

@@ -4,8 +4,8 @@
 // butterfly. The pairs of the rope lie in neighbouring lanes, the Hadamard stages at distances below 32 too. nvcc fuses
 // products and sums unless told otherwise, so both are written as the intrinsics that it leaves alone.
 #include "core/error.h"
+#include "cuda/cache_rows.cuh"
 #include "cuda/launch.h"
-#include "cuda/ptx/cvt.cuh"
 #include "ops/indexer_cache_append/indexer_cache_append.h"
 
 namespace glm5 {
@@ -21,9 +21,7 @@ struct Config {
 
 using Values = f32[Config::kPerLane];
 
-__device__ __forceinline__ f32 other_lane(f32 value, int distance) {
-  return __shfl_xor_sync(0xffffffff, value, distance);
-}
+using cuda::other_lane;
 
 __device__ __forceinline__ f32 sum_of(const Values& x) {
   f32 sum = __fadd_rn(__fadd_rn(__fadd_rn(x[0], x[1]), x[2]), x[3]);
@@ -85,20 +83,12 @@ __device__ __forceinline__ void mix(Values& x, int lane) {
 
 __device__ __forceinline__ void store_bytes(const Values& x, const IndexerCacheAppendArgs& args, i64 page, i64 row,
                                             int lane) {
-  u32 amax = 0;
-#pragma unroll
-  for (int i = 0; i < Config::kPerLane; ++i) {
-    const u32 magnitude = bits_of(x[i]) & 0x7fffffff;
-    amax = max(amax, magnitude < 0x7f800000 ? magnitude : 0);
-  }
-  amax = __reduce_max_sync(0xffffffff, amax);
-  const f32 floored = fmaxf(f32_of_bits(amax), kIndexAmaxFloor), exact = __fdiv_rn(floored, kE4m3Max);
-  const f32 scale = args.power_of_two ? f32_of_bits((bits_of(exact) + 0x7fffff) & 0xff800000) : exact;
+  const f32 scale = cuda::group_scale(x, args.power_of_two);
   u8* values = args.byte_cache.at(page, row * kIndexDim);
 #pragma unroll
   for (int i = 0; i < Config::kPerLane; ++i) {
-    const f32 quotient = is_finite(x[i]) ? __fdiv_rn(x[i], scale) : f32_of_bits(0x7fffffff);
-    values[lane + 32 * i] = static_cast<u8>(ptx::cvt_rn_satfinite_e4m3x2_f32(0.0f, quotient) & 0xff);
+    values[lane + 32 * i] =
+        static_cast<u8>(ptx::cvt_rn_satfinite_e4m3x2_f32(0.0f, cuda::quotient_of(x[i], scale)) & 0xff);
   }
   if (lane == 0) {
     const u32 bits = bits_of(scale);
@@ -147,7 +137,8 @@ void launch_append(const IndexerCacheAppendArgs& args, void* stream) {
 void indexer_cache_append_cuda(const IndexerCacheAppendArgs& args, void* stream) {
   if (args.k.shape[0] == 0 || pages_of(args) == 0) return;
   require(args.cos_sin.shape[0] > 0, kOp, ": cos_sin must have a row for every position; got none");
-  require(reinterpret_cast<u64>(args.cos_sin.data) % 8 == 0, kOp, ": cos_sin must start at a multiple of 8 bytes on CUDA");
+  require(reinterpret_cast<u64>(args.cos_sin.data) % 8 == 0, kOp,
+          ": cos_sin must start at a multiple of 8 bytes on CUDA");
   require(!args.byte_cache.exists() ||
               (reinterpret_cast<u64>(args.byte_cache.data) % 4 == 0 && args.byte_cache.stride[0] % 4 == 0),
           kOp, ": cache must start at a multiple of 4 bytes, and its pages too, on CUDA");

@@ -7,6 +7,8 @@ from glm5_ops.ops.indexer_cache_append import indexer_cache_append
 from glm5_ops.ops.indexer_logits import indexer_logits, indexer_logits_paged
 from glm5_ops.ops.indexer_logits_at import indexer_logits_at, indexer_logits_at_bwd
 from glm5_ops.ops.indexer_topk import indexer_topk, indexer_topk_paged
+from glm5_ops.ops.mla_cache_append import mla_cache_append
+from glm5_ops.ops.mla_cache_gather import mla_cache_gather
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
 from glm5_ops.ops.topk_select import topk_select
 
@@ -23,6 +25,8 @@ __all__ = [
     "indexer_logits_paged",
     "indexer_topk",
     "indexer_topk_paged",
+    "mla_cache_append",
+    "mla_cache_gather",
     "quantize_fp8",
     "topk_select",
 ]

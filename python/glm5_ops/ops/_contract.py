@@ -162,14 +162,6 @@ class Contract:
         if not holds:
             raise ValueError(f"{self.op}: {name} must be {expected}; got {describe_value(got)}")
 
-    def require_within(self, name: str, indices: Tensor, first: int, last: int) -> None:
-        """Refuse indices outside ``first`` to ``last``; looking at them synchronises with the device."""
-        outside = (indices < first) | (indices > last)
-        if bool(outside.any()):
-            where = outside.nonzero()[0].tolist()
-            got = int(indices[tuple(where)])
-            raise ValueError(f"{self.op}: {name} must lie within {first} .. {last}; {name}{where} is {got}")
-
     def empty(self, name: str, lengths: dict, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """An uninitialised tensor as its line says, on the device of `like`."""
         line = self.lines[name]

@@ -1,6 +1,7 @@
-"""What ``check_indices`` asks of windows and block tables, with torch's operations, on any device.
+"""What ``check_indices`` asks of windows, block tables, slots and positions, with torch's operations, on any device.
 
-The CPU kernels ask the same at every call (csrc/core/window_check.h); on a GPU each question waits for the device.
+The CPU kernels ask the same at every call (csrc/core/window_check.h, cache_check.h); on a GPU each question waits for
+the device.
 """
 
 import torch
@@ -57,6 +58,33 @@ def check_block_table(
         raise ValueError(
             f"{op}: block_table[{int(sequences[row])}, {column}] must be a page of the cache, since the window of row "
             f"{row} uses it; got {int(entries[row, column])}"
+        )
+
+
+def check_cache_slots(op: str, cache_slots: Tensor, slots: int) -> None:
+    """Refuse what is neither -1 nor a slot of the cache.
+
+    Raises:
+        ValueError: a sentence with the first one at fault.
+    """
+    row = _first((cache_slots < -1) | (cache_slots >= slots))
+    if row is not None:
+        raise ValueError(
+            f"{op}: cache_slots must be -1 or a slot of the cache, 0 .. {slots - 1}; "
+            f"cache_slots[{row}] is {int(cache_slots[row])}"
+        )
+
+
+def check_positions(op: str, positions: Tensor, rows: int) -> None:
+    """Refuse a position that cos_sin lacks.
+
+    Raises:
+        ValueError: a sentence with the first one at fault.
+    """
+    row = _first((positions < 0) | (positions >= rows))
+    if row is not None:
+        raise ValueError(
+            f"{op}: positions must be rows of cos_sin, 0 .. {rows - 1}; positions[{row}] is {int(positions[row])}"
         )
 
 

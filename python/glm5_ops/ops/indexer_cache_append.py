@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from glm5_ops import _native
+from glm5_ops.ops import _indices
 from glm5_ops.ops._contract import Contract
 from glm5_ops.ops._op import op, stream_of
 
@@ -87,8 +88,8 @@ def indexer_cache_append(
     """
     _outputs(k, norm_weight, norm_bias, positions, cos_sin, cache_slots, cache, eps, hadamard, power_of_two)
     if check_indices:
-        CONTRACT.require_within("cache_slots", cache_slots, -1, cache.shape[0] * 64 - 1)
-        CONTRACT.require_within("positions", positions, 0, cos_sin.shape[0] - 1)
+        _indices.check_cache_slots("indexer_cache_append", cache_slots, cache.shape[0] * 64)
+        _indices.check_positions("indexer_cache_append", positions, cos_sin.shape[0])
     byte_cache, bf16_cache = (cache, None) if cache.dim() == 2 else (None, cache)
     _native.indexer_cache_append(
         k, norm_weight, norm_bias, eps, positions, cos_sin, cache_slots, hadamard, power_of_two, byte_cache, bf16_cache,

@@ -10,6 +10,8 @@ from glm5_ops.reference.indexer_cache_append import indexer_cache_append
 from glm5_ops.reference.indexer_logits import indexer_logits, indexer_logits_paged
 from glm5_ops.reference.indexer_logits_at import indexer_logits_at, indexer_logits_at_bwd
 from glm5_ops.reference.indexer_topk import indexer_topk, indexer_topk_paged
+from glm5_ops.reference.mla_cache_append import mla_cache_append
+from glm5_ops.reference.mla_cache_gather import mla_cache_gather
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
 from glm5_ops.reference.topk_select import topk_select
 
@@ -26,6 +28,8 @@ __all__ = [
     "indexer_logits_paged",
     "indexer_topk",
     "indexer_topk_paged",
+    "mla_cache_append",
+    "mla_cache_gather",
     "quantize_fp8",
     "topk_select",
 ]

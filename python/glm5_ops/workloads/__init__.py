@@ -15,6 +15,8 @@ MODULES = (
     "indexer_logits",
     "indexer_logits_at",
     "indexer_topk",
+    "mla_cache_append",
+    "mla_cache_gather",
     "quantize_fp8",
     "topk_select",
 )

@@ -12,6 +12,8 @@ void bind_indexer_cache_append(nb::module_&);
 void bind_indexer_logits(nb::module_&);
 void bind_indexer_logits_at(nb::module_&);
 void bind_indexer_topk(nb::module_&);
+void bind_mla_cache_append(nb::module_&);
+void bind_mla_cache_gather(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
 void bind_topk_select(nb::module_&);
 
@@ -39,6 +41,8 @@ NB_MODULE(_native_emulated, m) {
   bind_indexer_logits(m);
   bind_indexer_logits_at(m);
   bind_indexer_topk(m);
+  bind_mla_cache_append(m);
+  bind_mla_cache_gather(m);
   bind_quantize_fp8(m);
   bind_topk_select(m);
 }

@@ -1,0 +1,80 @@
+// What the CPU kernels that fill a cache share: the steps that turn a projected row into a stored one, as loops over a
+// fixed count that the compiler turns into vectors of whatever instruction set it compiles for.
+#pragma once
+
+#include "core/fp8.h"
+
+namespace glm5::cpu {
+
+// Fold a sum's chains: chain j += chain j + Chains/2, and so on with halves of that.
+template <i64 Chains>
+GLM5_INLINE f32 sum_of_chains(f32 (&chain)[Chains]) {
+  for (i64 half = Chains / 2; half >= 1; half /= 2)
+    for (i64 j = 0; j < half; ++j) chain[j] += chain[j + half];
+  return chain[0];
+}
+
+// The sum of Count values in Chains chains: chain j over the values j, j + Chains, ...
+template <i64 Chains, i64 Count>
+GLM5_INLINE f32 sum_in_chains(const f32 (&x)[Count]) {
+  alignas(64) f32 chain[Chains];
+  for (i64 j = 0; j < Chains; ++j) chain[j] = x[j];
+  for (i64 i = Chains; i < Count; i += Chains)
+    for (i64 j = 0; j < Chains; ++j) chain[j] += x[i + j];
+  return sum_of_chains(chain);
+}
+
+template <class T>
+GLM5_INLINE void load_row(const T* from, i64 count, f32* to) {
+  for (i64 i = 0; i < count; ++i) to[i] = to_f32(from[i]);
+}
+
+// Interleaved rope: the pairs (x[2i], x[2i+1]) turned in place. Products first, sums in a loop of their own: from one
+// expression with both signs gcc 12 makes a fused multiply-add even where contraction is off.
+template <i64 Pairs>
+GLM5_INLINE void rotate_pairs(f32* x, const f32* cos_sin) {
+  alignas(64) f32 own[2 * Pairs], crossed[2 * Pairs];
+  for (i64 i = 0; i < Pairs; ++i) {
+    const f32 cosine = cos_sin[2 * i], sine = cos_sin[2 * i + 1];
+    own[2 * i] = x[2 * i] * cosine;
+    own[2 * i + 1] = x[2 * i + 1] * cosine;
+    crossed[2 * i] = x[2 * i + 1] * -sine;
+    crossed[2 * i + 1] = x[2 * i] * sine;
+  }
+  for (i64 i = 0; i < 2 * Pairs; ++i) x[i] = own[i] + crossed[i];
+}
+
+// The e4m3 of a quotient of at most 448, without a branch: |q| + 2^(e + 20) has its last bit at the step of e4m3 there,
+// so its low bits count steps. (avx2.cpp of quantize_fp8 has the whole argument.)
+GLM5_INLINE u8 e4m3_of(f32 quotient) {
+  const u32 magnitude = bits_of(quotient) & 0x7fffffff, sign = (bits_of(quotient) >> 24) & 0x80;
+  const u32 power = magnitude & 0x7f800000;
+  const u32 adder = (power < (121u << 23) ? 121u << 23 : power) + (20u << 23) + 65536 - 1128;
+  const u32 code = (bits_of(f32_of_bits(magnitude) + f32_of_bits(adder)) + (adder >> 20)) & 0xff;
+  return static_cast<u8>(magnitude < 0x7f800000 ? code | sign : kE4m3Nan);
+}
+
+// The same as to_f32(e4m3), without a branch.
+GLM5_INLINE f32 f32_of_e4m3(u8 code) {
+  const u32 magnitude = code & 0x7fu, sign = (code & 0x80u) << 24;
+  const u32 normal = (magnitude + (120u << 3)) << 20;
+  const u32 subnormal = bits_of(static_cast<f32>(static_cast<i32>(magnitude)) * 0.001953125f);  // magnitude * 2^-9
+  const u32 finite = (magnitude >= 8 ? normal : subnormal) | sign;
+  return f32_of_bits(magnitude == kE4m3Nan ? 0x7fc00000 : finite);
+}
+
+// kFp8Group values to e4m3, as quantize_fp8 1x128; returns their scale.
+GLM5_INLINE f32 quantize_group(const f32* x, bool power_of_two, u8* to) {
+  u32 amax = 0;  // finite magnitudes order as their bits do
+  for (i64 i = 0; i < kFp8Group; ++i) {
+    const u32 magnitude = bits_of(x[i]) & 0x7fffffff, finite = magnitude < 0x7f800000 ? magnitude : 0;
+    amax = finite > amax ? finite : amax;
+  }
+  const f32 scale = fp8_scale(f32_of_bits(amax), kCacheAmaxFloor, power_of_two);
+  alignas(64) u8 values[kFp8Group];
+  for (i64 i = 0; i < kFp8Group; ++i) values[i] = e4m3_of(x[i] / scale);
+  __builtin_memcpy(to, values, kFp8Group);
+  return scale;
+}
+
+}  // namespace glm5::cpu
