@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from glm5_ops.bench.timing import CpuClock, CudaClock, cache_bytes
+from glm5_ops.bench.timing import cache_bytes
 from torch import Tensor
 
 from glm5_ops.workloads import Case
@@ -13,9 +13,8 @@ MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 MOST_COPY_BYTES = 1 << 29
 
 
-def measure(device: str) -> dict:
+def measure(device: str, clock: Callable[[Callable], float]) -> dict:
     """``copy_gb_s``, bytes read and written; ``tflop_s``, the rate of a matmul by type. The best of a few."""
-    clock = CudaClock() if device == "cuda" else CpuClock()
     return {"copy_gb_s": _copy(device, clock), "tflop_s": _matmuls(device, clock)}
 
 

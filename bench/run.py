@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from glm5_ops.bench.roofline import floor_us
-from glm5_ops.bench.timing import CpuClock, CudaClock, Prepared, bound, drift, input_sets, interleave, quantile
+from glm5_ops.bench.timing import Prepared, bound, drift, input_sets, interleave, quantile
 
 from glm5_ops.workloads import Case
 
@@ -17,6 +17,7 @@ def measure(
     device: str,
     roof: dict,
     seconds: float,
+    clock: Callable[[Callable], float],
 ) -> dict:
     """The record of one case, as it stands in the JSON file.
 
@@ -27,11 +28,12 @@ def measure(
         device: ``cpu`` or ``cuda``.
         roof: from ``roofline.measure``.
         seconds: the timed work to aim for.
+        clock: one of ``timing``.
     """
     inputs = case.inputs(device)
     sets = input_sets(inputs, device)
     contenders = {name: [bound(f, s) for s in sets] for name, f in {OURS: function, **baselines}.items()}
-    samples = interleave(contenders, CudaClock() if device == "cuda" else CpuClock(), seconds)
+    samples = interleave(contenders, clock, seconds)
     floor, limit = floor_us(case, inputs, roof)
     return {
         "case": str(case),

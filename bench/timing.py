@@ -1,12 +1,15 @@
 """How a call is timed: contenders take turns, on inputs that no cache holds, and the clock runs during the call alone.
 
 Taking turns spreads a change of the machine's clock over all contenders. On a CPU caches are cold because many copies
-of the inputs are used in rotation; on a GPU a buffer larger than its L2 is read before the clock starts.
+of the inputs are used in rotation, and results go to memory that the process has already, as in a program that runs
+for long (``kept_memory``); on a GPU a buffer larger than its L2 is read before the clock starts.
 """
 
+import contextlib
+import ctypes
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +35,7 @@ class Prepared:
 def copy_of_the_same_bytes(reference: Callable) -> Prepared:
     """A baseline: as many bytes as the op reads and writes, half read and half written, into memory that is there.
 
-    The op makes new tensors, so this is the stricter measure; a copy into a new tensor would measure the allocator,
-    whose speed jumps with the size.
+    The op makes new tensors, so this is the stricter measure, if only by a little where memory is kept.
     """
 
     def prepare(**inputs) -> Callable[[], object]:
@@ -52,6 +54,27 @@ def bound(contender: Callable | Prepared, inputs: dict) -> Callable[[], object]:
     return contender.call(inputs) if isinstance(contender, Prepared) else functools.partial(contender, **inputs)
 
 
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Inside, the C library returns no memory to the system, if it is glibc.
+
+    By default it returns large tensors at once, and the next one of 50 MB waits for 12,000 new pages: on some machines
+    many times what an op needs to fill it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # names of options in malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)  # as an unsigned number, more than there is
+    try:
+        yield
+    finally:
+        mallopt(mmap_max, 1 << 16)
+        mallopt(trim_threshold, 128 << 10)
+
+
 class CpuClock:
     """Microseconds of one call."""
 
@@ -61,6 +84,18 @@ class CpuClock:
         end = time.perf_counter_ns()
         del result  # giving memory back is not part of the call
         return (end - begin) / 1e3
+
+
+class BusyClock:
+    """Microseconds that the process computed during one call, per thread: what others take of the machine is no part
+    of it. Threads that wait must not compute (OMP_WAIT_POLICY=passive)."""
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        begin = time.process_time_ns()
+        result = call()
+        end = time.process_time_ns()
+        del result
+        return (end - begin) / 1e3 / torch.get_num_threads()
 
 
 class CudaClock:

@@ -89,8 +89,9 @@ def _targets() -> tuple[list[Target], list[str]]:
 
 
 TARGETS, ABSENT = _targets()
-# The CPU's instruction sets beside the portable code, whose bits they must give.
-VECTOR_CPUS = tuple(t for t in TARGETS if t.name.startswith("cpu-") and t.isa != "generic")
+CPUS = tuple(t for t in TARGETS if t.name.startswith("cpu-"))
+# Beside the portable code, whose bits they must give.
+VECTOR_CPUS = tuple(t for t in CPUS if t.isa != "generic")
 GPUS = tuple(t for t in TARGETS if t.device == "cuda" or t.emulated)
 
 

@@ -14,8 +14,8 @@ constexpr u8 kE4m3Nan = 0x7f;
 // Which values share a scale: 128 of a row (1x128), a block (128x128), 128 of a column (128x1).
 enum class Fp8Group : int { row = 0, block = 1, column = 2 };
 
-GLM5_INLINE u32 bits_of(f32 value) { return __builtin_bit_cast(u32, value); }
-GLM5_INLINE f32 f32_of_bits(u32 bits) { return __builtin_bit_cast(f32, bits); }
+GLM5_INLINE constexpr u32 bits_of(f32 value) { return __builtin_bit_cast(u32, value); }
+GLM5_INLINE constexpr f32 f32_of_bits(u32 bits) { return __builtin_bit_cast(f32, bits); }
 
 GLM5_INLINE f32 to_f32(f32 value) { return value; }
 GLM5_INLINE f32 to_f32(bf16 value) { return f32_of_bits(u32{value.bits} << 16); }
@@ -27,17 +27,17 @@ GLM5_INLINE bf16 to_bf16(f32 value) {
   return {static_cast<u16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-GLM5_INLINE bool is_finite(f32 value) { return (bits_of(value) & 0x7fffffff) < 0x7f800000; }
+GLM5_INLINE constexpr bool is_finite(f32 value) { return (bits_of(value) & 0x7fffffff) < 0x7f800000; }
 
 // The scale of a group whose largest finite magnitude is amax.
-GLM5_INLINE f32 fp8_scale(f32 amax, f32 amax_floor, bool power_of_two) {
+GLM5_INLINE constexpr f32 fp8_scale(f32 amax, f32 amax_floor, bool power_of_two) {
   const f32 scale = (amax < amax_floor ? amax_floor : amax) / kE4m3Max;
   // The exponent goes up by one unless the mantissa is zero.
   return power_of_two ? f32_of_bits((bits_of(scale) + 0x7fffff) & 0xff800000) : scale;
 }
 
 // Round to nearest even, to +-448 beyond it; not finite: 0x7f.
-GLM5_INLINE e4m3 to_e4m3(f32 value) {
+GLM5_INLINE constexpr e4m3 to_e4m3(f32 value) {
   const u32 bits = bits_of(value), magnitude = bits & 0x7fffffff;
   const u8 sign = static_cast<u8>((bits >> 24) & 0x80);
   if (magnitude >= 0x7f800000) return {kE4m3Nan};

@@ -45,7 +45,7 @@ GLM5_INLINE void rotate_pairs(f32* x, const f32* cos_sin) {
 }
 
 // The e4m3 of a quotient of at most 448, without a branch: |q| + 2^(e + 20) has its last bit at the step of e4m3 there,
-// so its low bits count steps. (avx2.cpp of quantize_fp8 has the whole argument.)
+// so its low bits count steps. (kernel.h of quantize_fp8 has the whole argument.)
 GLM5_INLINE u8 e4m3_of(f32 quotient) {
   const u32 magnitude = bits_of(quotient) & 0x7fffffff, sign = (bits_of(quotient) >> 24) & 0x80;
   const u32 power = magnitude & 0x7f800000;

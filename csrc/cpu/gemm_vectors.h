@@ -78,6 +78,87 @@ GLM5_INLINE void store_item(const FloatTensor<2>& out, const cpu::GemmItem& item
   store_item<Panel>(out.as<bf16>(), item, totals, accumulate);
 }
 
+// ---- One or two rows, for which no panel of b is worth its way through memory ----
+
+// The 8 x 8 numbers of 8 columns and 8 k, or the pairs of bf16 of 8 columns and 16 k; what is likely to be read next
+// lies `ahead`. Afterwards x[i] holds the k (pair) i of all columns.
+template <class T>
+GLM5_INLINE void load_columns(__m256 (&x)[8], const T* b, i64 stride) {
+#pragma GCC unroll 8
+  for (int c = 0; c < 8; ++c) x[c] = _mm256_loadu_ps(reinterpret_cast<const f32*>(b + c * stride));
+  transpose_8x8(x);
+}
+
+// total += parts of 128 k of the tree for f32, for Rows x 16 columns of b whose unit stride runs along k.
+template <int Rows>
+GLM5_INLINE void add_columns(const f32* a, const f32* b, i64 stride, i64 ahead, f32* totals) {
+  __m256 chain[2][Rows] = {};
+#pragma GCC unroll 1
+  for (i64 k = 0; k < cpu::kGemmBlock; k += 16) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const f32* columns = b + half * 8 * stride + k;
+#pragma GCC unroll 8
+      for (int c = 0; c < 8; ++c) _mm_prefetch(reinterpret_cast<const char*>(columns + c * stride + ahead), _MM_HINT_T0);
+#pragma GCC unroll 2
+      for (int quarter = 0; quarter < 16; quarter += 8) {
+        __m256 x[8];
+        load_columns(x, columns + quarter, stride);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+#pragma GCC unroll 2
+          for (int r = 0; r < Rows; ++r) {
+            const __m256 row = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + quarter + i);
+            chain[half][r] = _mm256_fmadd_ps(row, x[i], chain[half][r]);
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 2 * Rows; ++i) {
+    f32* total = totals + i * 8;
+    _mm256_storeu_ps(total, _mm256_add_ps(_mm256_loadu_ps(total), chain[i % 2][i / 2]));
+  }
+}
+
+// The same by the tree for bf16, step by step.
+template <int Rows>
+GLM5_INLINE void add_columns(const f32* a, const bf16* b, i64 stride, i64 ahead, f32* totals) {
+  const __m256 odd_mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<i32>(0xffff0000)));
+#pragma GCC unroll 1
+  for (i64 k = 0; k < cpu::kGemmBlock; k += cpu::kGemmStep) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const bf16* columns = b + half * 8 * stride + k;
+      __m256 even[Rows] = {}, odd[Rows] = {};
+#pragma GCC unroll 8
+      for (int c = 0; c < 8; ++c) _mm_prefetch(reinterpret_cast<const char*>(columns + c * stride + ahead), _MM_HINT_T0);
+#pragma GCC unroll 2
+      for (int upper = 0; upper < 32; upper += 16) {
+        __m256 x[8];
+        load_columns(x, columns + upper, stride);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+          const __m256 x_even = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x[i]), 16));
+          const __m256 x_odd = _mm256_and_ps(x[i], odd_mask);
+#pragma GCC unroll 2
+          for (int r = 0; r < Rows; ++r) {
+            const f32* row = a + r * cpu::kGemmBlock + k + upper + 2 * i;
+            even[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(row), x_even, even[r]);
+            odd[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(row + 1), x_odd, odd[r]);
+          }
+        }
+      }
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+        f32* total = totals + (2 * r + half) * 8;
+        _mm256_storeu_ps(total, _mm256_add_ps(_mm256_loadu_ps(total), _mm256_add_ps(even[r], odd[r])));
+      }
+    }
+  }
+}
+
 }  // namespace glm5::avx2
 
 // ---- Inner loops ----

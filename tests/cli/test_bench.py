@@ -16,7 +16,7 @@ WRONG = "import torch\ndef f(a, b, out_dtype):\n    return (a @ b.mT).to(out_dty
 def _short(monkeypatch):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(
-        bench.roofline, "measure", lambda device: {"copy_gb_s": 10.0, "tflop_s": {"f32": 0.1, "bf16": 0.1}}
+        bench.roofline, "measure", lambda device, clock: {"copy_gb_s": 10.0, "tflop_s": {"f32": 0.1, "bf16": 0.1}}
     )
 
 
@@ -30,6 +30,12 @@ def test_a_run_is_stored_with_all_that_a_reader_needs(command, tmp_path):
     assert record["op"] == "gemm" and record["case"] == "m=3,n=16,k=32" and set(record["times"]) == {"ours", "torch"}
     times = record["times"]["ours"]
     assert times["p20_us"] <= times["median_us"] <= times["p80_us"] and len(times["samples_us"]) >= 3
+
+
+def test_time_of_others_need_not_count(command):
+    said = command("bench", "gemm", *CASE, "--busy-time", "--held", "--json")
+    assert said.code == 0 and said.document["clock"] == "BusyClock"
+    assert command("bench", "gemm", *CASE, "--json").document["clock"] == "CpuClock"
 
 
 def test_a_table_is_shown(command):

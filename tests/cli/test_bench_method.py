@@ -1,6 +1,8 @@
 """The method of timing, with a clock that counts instead of ticking."""
 
+import ctypes
 import itertools
+import resource
 
 import pytest
 import torch
@@ -133,3 +135,20 @@ def test_a_benchmark_names_cases_of_its_op_and_baselines_that_run(op):
     inputs = module.CASES[0].inputs()
     for baseline in module.BASELINES.values():
         timing.bound(baseline, inputs)()
+
+
+def test_kept_memory_needs_no_new_pages():
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("the C library is not glibc")
+
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(40 << 20, dtype=torch.uint8).fill_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert new_pages() > 1000 and new_pages() > 1000
+    with timing.kept_memory():
+        assert new_pages() > 1000
+        assert new_pages() < 1000
+    new_pages()
+    assert new_pages() > 1000

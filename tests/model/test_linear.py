@@ -423,7 +423,8 @@ def test_agrees_with_the_quantiser_of_transformers():
     assert int(steps.abs().max()) <= 1 and float((steps != 0).float().mean()) < 1e-3
     loaded = Fp8Linear.from_checkpoint(**theirs, dtype=torch.float32)
     assert same_checkpoint(loaded.to_checkpoint(), theirs)
-    plain = integration.Fp8Dequantize(quantizer).convert(dict(theirs))["weight"]
+    # it maps lists of tensors to a list of them
+    [plain] = integration.Fp8Dequantize(quantizer).convert({name: [t] for name, t in theirs.items()})["weight"]
     torch.testing.assert_close(loaded.weight, plain.to(torch.float32), rtol=2**-8, atol=0)
 
 

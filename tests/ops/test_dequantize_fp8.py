@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from glm5_ops import dequantize_fp8, quantize_fp8
+from glm5_ops import dequantize_fp8, quantize_fp8, reference
 from glm5_ops.workloads._compare import bits
 from glm5_ops.workloads.dequantize_fp8 import EDGES, DequantizeCase
 from tests import harness
@@ -11,6 +11,25 @@ from tests.harness import over
 @over(EDGES)
 def test_matches_the_reference_to_the_bit(case, target):
     harness.check_matches_reference("dequantize_fp8", case, target)
+
+
+@over([DequantizeCase(1, 1)], harness.CPUS)
+@pytest.mark.parametrize("group", ["1x128", "128x128", "128x1"])
+def test_outputs_too_large_for_caches_match_the_reference(case, target, group):
+    harness.check_matches_reference("dequantize_fp8", DequantizeCase(1024, 2112, group), target)
+
+
+@over([DequantizeCase(1, 1)], harness.CPUS)
+@pytest.mark.parametrize("exponent", [-126, -110, -101, -100, 0, 99, 100, 111, 119])
+def test_all_256_bytes_at_scales_near_the_ends_of_bf16(case, target, exponent):
+    """The products of one group: some overflow, some are subnormal, and with what bf16 rounds between."""
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128).to(target.device)
+    mantissas = torch.tensor([1, 1 + 2**-23, 1.25, 17 / 16, 2 - 2**-23]) * 2.0**exponent
+    for scale in (*mantissas, *-mantissas, torch.tensor(0.0)):
+        scales = scale.expand(2, 1).contiguous().to(target.device)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            expected = reference.dequantize_fp8(values, scales, "1x128", dtype)
+            harness.check_same_bits(f"scale {scale}", [dequantize_fp8(values, scales, "1x128", dtype)], [expected])
 
 
 @over([DequantizeCase(700, 900, group) for group in ("1x128", "128x128", "128x1")])

@@ -17,6 +17,12 @@ def test_matches_the_reference_to_the_bit(case, target):
     harness.check_matches_reference("quantize_fp8", case, target)
 
 
+@over([QuantizeCase(1, 1)], harness.CPUS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_outputs_too_large_for_caches_match_the_reference(case, target, group):
+    harness.check_matches_reference("quantize_fp8", QuantizeCase(2048, 2112, group), target)
+
+
 @over(THREADED)
 def test_same_bits_twice_and_with_any_thread_count(case, target):
     harness.check_repeats("quantize_fp8", case, target)
@@ -30,6 +36,47 @@ def test_every_number_of_a_type_is_rounded_as_torch_rounds_it(case, target, dtyp
     for power_of_two in (False, True):
         got = quantize_fp8(every, "1x128", power_of_two, 1e-4)
         harness.check_same_bits(f"all of {dtype}", got, reference.quantize_fp8(every, "1x128", power_of_two, 1e-4))
+
+
+@over([QuantizeCase(1, 1)], harness.CPUS)
+@pytest.mark.parametrize("exponent", [0, 127, -80, -81, -82])
+def test_every_bf16_is_right_beside_every_largest_magnitude_of_a_group(case, target, exponent):
+    """What 1x128 makes of bf16 depends on the two mantissas and the distance of their exponents: these are all of them.
+
+    Neighbours share a group, so that most groups hold normal numbers of e4m3 alone. The exponents around -81 are where
+    scales get too small for exact remainders."""
+    largest = (2**7 + torch.arange(2**7)) * 2.0 ** (exponent - 7)
+    top = largest.bfloat16().view(torch.int16).int()[:, None, None]
+    below = torch.arange(127 * 26).view(1, 26, 127)  # 25 binades: the codes of the last ones are 0
+    patterns = torch.cat([top.expand(-1, 26, 1), top - below], dim=2).clamp(min=0)
+    signs = (torch.arange(128) % 3 == 1).int() * 2**15
+    x = (patterns + signs).to(torch.uint16).view(torch.bfloat16).view(-1, 128).to(target.device)
+    for power_of_two in (False, True):
+        expected = reference.quantize_fp8(x, "1x128", power_of_two, 2.0**-100)
+        got = quantize_fp8(x, "1x128", power_of_two, 2.0**-100)
+        harness.check_same_bits(f"largest magnitudes at 2^{exponent}", got, expected)
+
+
+@over([QuantizeCase(1, 1)], harness.CPUS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quotients_beside_midpoints_are_rounded_right(case, target, dtype):
+    """Scales (set by the floor) and numbers whose quotient is a midpoint of e4m3, or one of its neighbours in f32."""
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    midpoints = (codes[1:] + codes[:-1]) / 2
+    for _ in range(4 if target.interpreted else 200):
+        number = torch.rand((), generator=generator).add(1).to(dtype).float() * 2.0**-12
+        midpoint = midpoints[torch.randint(0, 126, (), generator=generator)]
+        ulps = torch.randint(-2, 3, (), generator=generator, dtype=torch.int32)
+        floor = float((448 * number / midpoint).view(torch.int32).add(ulps).view(torch.float32))
+        scale = torch.tensor(floor).float() / 448
+        numbers = (midpoints * scale).to(dtype)
+        size = {4: torch.int32, 2: torch.int16}[dtype.itemsize]
+        near = torch.stack([numbers.view(size) + i for i in range(-2, 3)]).view(dtype).flatten()
+        x = torch.cat([near, -near, number.to(dtype)[None]]).view(1, -1).to(target.device)
+        for power_of_two in (False, True):
+            expected = reference.quantize_fp8(x, "1x128", power_of_two, floor)
+            harness.check_same_bits(f"floor {floor}", quantize_fp8(x, "1x128", power_of_two, floor), expected)
 
 
 @over([QuantizeCase(1, 1)])

@@ -26,7 +26,7 @@ void dequantize_fp8_cpu(const DequantizeFp8Args& args) {
 #endif
       {cpu::Isa::generic, generic::dequantize_fp8},
   };
-  cpu::run_best(implementations, args, dequantize::count_areas(args));
+  cpu::run_best(implementations, args, cpu::count_fp8_areas(args, dequantize::kTiling));
 }
 
 }  // namespace glm5

@@ -1,11 +1,8 @@
 // dequantize_fp8 in portable C++, value by value.
-#include "cpu/float_environment.h"
 #include "ops/dequantize_fp8/areas.h"
 
 namespace glm5::generic {
 namespace {
-
-using dequantize::Area;
 
 GLM5_INLINE void store(f32* x, f32 value) { *x = value; }
 GLM5_INLINE void store(bf16* x, f32 value) { *x = to_bf16(value); }
@@ -27,33 +24,26 @@ GLM5_INLINE void store(f16* x, f32 value) {
   *x = {static_cast<u16>(sign | rounded)};
 }
 
-template <class T>
-void dequantize_area(const DequantizeFp8Args& args, const Area& area) {
-  const auto x = args.x.as<T>();
-  const bool transposed = args.group == Fp8Group::column;
-  for (i64 row = area.row_begin; row < area.row_end; ++row) {
-    for (i64 col = area.col_begin; col < area.col_end; ++col) {
-      const e4m3 value = transposed ? *args.values.at(col, row) : *args.values.at(row, col);
-      const f32 product = area.group < 0 ? 0 : to_f32(value) * dequantize::scale_at(args, area, row, col);
-      // Machines differ in the NaN that an operation makes; ours is one.
-      store(x.at(row, col), product == product ? product : f32_of_bits(0x7fc00000));
+struct Kernel {
+  template <class T>
+  static void run(const DequantizeFp8Args& args, const cpu::Fp8Area& area) {
+    const auto x = args.x.as<T>();
+    const bool transposed = args.group == Fp8Group::column;
+    for (i64 row = area.row_begin; row < area.row_end; ++row) {
+      for (i64 col = area.col_begin; col < area.col_end; ++col) {
+        const e4m3 value = transposed ? *args.values.at(col, row) : *args.values.at(row, col);
+        const f32 product = area.group < 0 ? 0 : to_f32(value) * dequantize::scale_at(args, area, row, col);
+        // Machines differ in the NaN that an operation makes; ours is one.
+        store(x.at(row, col), product == product ? product : f32_of_bits(0x7fc00000));
+      }
     }
   }
-}
+};
 
 }  // namespace
 
 void dequantize_fp8(const DequantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::FloatState before = cpu::use_default_floats();
-  for (i64 item = begin; item < end; ++item) {
-    const Area area = dequantize::area_of(args, item);
-    switch (args.x.dtype) {
-      case Float::bf16: dequantize_area<bf16>(args, area); break;
-      case Float::f16: dequantize_area<f16>(args, area); break;
-      case Float::f32: dequantize_area<f32>(args, area); break;
-    }
-  }
-  cpu::restore_floats(before);
+  cpu::run_fp8_areas<Kernel>(args, dequantize::kTiling, begin, end);
 }
 
 }  // namespace glm5::generic

@@ -81,6 +81,12 @@ struct Kernel {
     const i64 k = block * cpu::kGemmBlock, k_end = smaller(cpu::kGemmBlock, b.shape[2] - k);
     // What comes next: of the same columns, or the columns beside them.
     const i64 ahead = item.rows < cpu::kGemmFewRows ? cpu::kGemmBlock * b.stride[2] : kPanel * b.stride[1];
+    if constexpr (kPanel == 16) {
+      const bool is_whole = b.stride[2] == 1 && k_end == cpu::kGemmBlock && item.columns - j >= kPanel;
+      const T* columns = b.at(item.batch, item.first_column + j, k);
+      if (is_whole && item.rows == 1) return avx2::add_columns<1>(a, columns, b.stride[1], ahead, totals);
+      if (is_whole && item.rows == 2) return avx2::add_columns<2>(a, columns, b.stride[1], ahead, totals);
+    }
     avx2::pack(workspace.panel, kPanel, b.at(item.batch, item.first_column + j, k), b.stride[2], b.stride[1], k_end,
                smaller(kPanel, item.columns - j), round_up(k_end, cpu::kGemmStep), kPanel, ahead);
     add_panel<Lanes, T>(a, item.rows, workspace.panel, k_end, totals);

@@ -27,7 +27,7 @@ void quantize_fp8_cpu(const QuantizeFp8Args& args) {
 #endif
       {cpu::Isa::generic, generic::quantize_fp8},
   };
-  cpu::run_best(implementations, args, quantize::count_areas(args));
+  cpu::run_best(implementations, args, cpu::count_fp8_areas(args, quantize::kTiling));
 }
 
 }  // namespace glm5

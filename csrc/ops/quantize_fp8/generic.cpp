@@ -1,18 +1,15 @@
 // quantize_fp8 in portable C++: group by group, each a rectangle of x with one scale, by the formulas of core/fp8.h.
-#include "cpu/float_environment.h"
 #include "ops/quantize_fp8/areas.h"
 
 namespace glm5::generic {
 namespace {
 
-using quantize::Area;
-
 // Exact, subnormal numbers included: a float with the mantissa in place, times a power of two.
 GLM5_INLINE f32 to_f32(f16 value) {
   const u32 magnitude = value.bits & 0x7fff, sign = u32{value.bits & 0x8000u} << 16;
   if (magnitude >= 0x7c00) return f32_of_bits(sign | 0x7f800000 | (magnitude << 13));
-  const f32 positive = magnitude >= 0x400 ? f32_of_bits((magnitude << 13) + (112u << 23))
-                                          : static_cast<f32>(magnitude) * 0x1p-24f;
+  const f32 positive =
+      magnitude >= 0x400 ? f32_of_bits((magnitude << 13) + (112u << 23)) : static_cast<f32>(magnitude) * 0x1p-24f;
   return f32_of_bits(sign | bits_of(positive));
 }
 using glm5::to_f32;
@@ -45,39 +42,28 @@ void store_values(const QuantizeFp8Args& args, const Tensor<const T, 2>& x, cons
   }
 }
 
-template <class T>
-void quantize_area(const QuantizeFp8Args& args, const Area& area) {
-  const auto x = args.x.as<const T>();
-  if (area.group < 0) return quantize::clear_values(args, area);
-  const bool by_row = args.group == Fp8Group::row, by_column = args.group == Fp8Group::column;
-  const i64 height = by_row ? 1 : kFp8Group, width = by_column ? 1 : kFp8Group;
-  if (by_column && area.row_begin >= area.row_end) {
-    for (i64 col = area.col_begin; col < area.col_end; ++col) *args.scales.at(col, area.group) = 0;
-    return;
-  }
-  for (i64 row = area.row_begin; row < area.row_end; row += height) {
-    for (i64 col = area.col_begin; col < area.col_end; col += width) {
-      const Rectangle group{row, smaller(row + height, area.row_end), col, smaller(col + width, area.col_end)};
-      const f32 scale = scale_of(args, x, group);
-      *(by_column ? args.scales.at(col, area.group) : args.scales.at(row / height, col / width)) = scale;
-      store_values(args, x, group, scale);
+struct Kernel {
+  template <class T>
+  static void run(const QuantizeFp8Args& args, const cpu::Fp8Area& area) {
+    if (quantize::is_done(args, area)) return;
+    const auto x = args.x.as<const T>();
+    const bool by_row = args.group == Fp8Group::row, by_column = args.group == Fp8Group::column;
+    const i64 height = by_row ? 1 : kFp8Group, width = by_column ? 1 : kFp8Group;
+    for (i64 row = area.row_begin; row < area.row_end; row += height) {
+      for (i64 col = area.col_begin; col < area.col_end; col += width) {
+        const Rectangle group{row, smaller(row + height, area.row_end), col, smaller(col + width, area.col_end)};
+        const f32 scale = scale_of(args, x, group);
+        *(by_column ? args.scales.at(col, area.group) : args.scales.at(row / height, col / width)) = scale;
+        store_values(args, x, group, scale);
+      }
     }
   }
-}
+};
 
 }  // namespace
 
 void quantize_fp8(const QuantizeFp8Args& args, i64 begin, i64 end, i64) {
-  const cpu::FloatState before = cpu::use_default_floats();
-  for (i64 item = begin; item < end; ++item) {
-    const Area area = quantize::area_of(args, item);
-    switch (args.x.dtype) {
-      case Float::bf16: quantize_area<bf16>(args, area); break;
-      case Float::f16: quantize_area<f16>(args, area); break;
-      case Float::f32: quantize_area<f32>(args, area); break;
-    }
-  }
-  cpu::restore_floats(before);
+  cpu::run_fp8_areas<Kernel>(args, quantize::kTiling, begin, end);
 }
 
 }  // namespace glm5::generic

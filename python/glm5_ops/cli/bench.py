@@ -13,6 +13,7 @@ from glm5_ops.bench.machine import machine
 from glm5_ops.bench.ops import benchmarks
 from glm5_ops.bench.plot import plot
 from glm5_ops.bench.run import OURS, measure
+from glm5_ops.bench.timing import BusyClock, CpuClock, CudaClock, kept_memory
 from glm5_ops.cli._choice import (
     add_choices,
     allowed_isas,
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure nothing; say what changed between two stored results",
     )
     add_argument(parser)
+    parser.add_argument(
+        "--busy-time",
+        action="store_true",
+        help="on a CPU that others use too: count the time that the process computes, per thread",
+    )
     parser.add_argument("--held", action="store_true", help=argparse.SUPPRESS)  # fmt: skip
 
 
@@ -72,9 +78,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     functions = chosen_functions(arguments, list(workloads))
     require_device(arguments.device)
     with allowed_isas(arguments.isa) as isas:
-        if arguments.isa and not arguments.held:
-            return _with_torch_held(arguments)
-        document = _measure(arguments, output, cases, functions, workloads, isas[-1])
+        if (arguments.isa or arguments.busy_time) and not arguments.held:
+            return _in_a_child(arguments)
+        with kept_memory():
+            document = _measure(arguments, output, cases, functions, workloads, isas[-1])
     if arguments.json_file:
         arguments.json_file.write_text(json.dumps(as_json(document), indent=1))
     if arguments.plot:
@@ -83,16 +90,21 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0 if document["passed"] else 1
 
 
-def _with_torch_held(arguments: argparse.Namespace) -> int:
-    """The same command in a child process whose torch is held to the instruction set as well."""
+def _in_a_child(arguments: argparse.Namespace) -> int:
+    """The same command in a child process, where torch is held to the instruction set as well, or waits idly."""
     command = [sys.executable, "-m", "glm5_ops", *arguments.argv, "--held"]
-    return subprocess.run(command, env=os.environ | TORCH_HELD_TO[arguments.isa], check=False).returncode
+    environment = os.environ | TORCH_HELD_TO.get(arguments.isa, {})
+    if arguments.busy_time:
+        environment["OMP_WAIT_POLICY"] = "passive"
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def _measure(arguments, output: Output, cases: dict, functions: dict, workloads: dict, isa: str) -> dict:
     device, seconds = arguments.device, QUICK_SECONDS if arguments.quick else SECONDS
+    clock = CudaClock() if device == "cuda" else BusyClock() if arguments.busy_time else CpuClock()
     document = {"command": "bench", "passed": True, "machine": machine(device) | {"commit": commit()},
-                "candidate": arguments.candidate, "roofline": roofline.measure(device), "results": []}  # fmt: skip
+                "clock": type(clock).__name__, "candidate": arguments.candidate,
+                "roofline": roofline.measure(device, clock), "results": []}  # fmt: skip
     _headline(document, output)
     with progress(sum(map(len, cases.values()))) as bar:
         for op, workload in workloads.items():
@@ -104,7 +116,7 @@ def _measure(arguments, output: Output, cases: dict, functions: dict, workloads:
                 exam = examine(subject, case, thorough=False)
                 if exam.passed:
                     baselines = benchmarks()[op].BASELINES
-                    record |= measure(functions[op], baselines, case, device, document["roofline"], seconds)
+                    record |= measure(functions[op], baselines, case, device, document["roofline"], seconds, clock)
                 else:
                     record["refused"] = exam.failures
                     document["passed"] = False

@@ -59,7 +59,17 @@ class GemmIntoCase(GemmCase):
         return {**inputs, "out": out, "accumulate": self.accumulate}
 
 
-_SHAPES = ((0, 8, 8), (4, 0, 8), (1, 1, 1), (3, 33, 47), (17, 130, 272), (65, 100, 300), (5, 9, 1031))
+_SHAPES = (
+    (0, 8, 8),
+    (4, 0, 8),
+    (1, 1, 1),
+    (1, 70, 300),
+    (2, 70, 300),
+    (3, 33, 47),
+    (17, 130, 272),
+    (65, 100, 300),
+    (5, 9, 1031),
+)
 EDGES = (
     *(GemmCase(m, n, k, dtype, out) for m, n, k in _SHAPES for dtype, out in (("bf16", "bf16"), ("f32", "f32"))),
     *(GemmCase(33, 70, 150, dtype, "f32", batch, transposed)
