@@ -17,6 +17,7 @@ void bind_indexer_topk(nb::module_&);
 void bind_mla_cache_append(nb::module_&);
 void bind_mla_cache_gather(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
+void bind_sparse_mla_attention(nb::module_&);
 void bind_topk_select(nb::module_&);
 
 void bind_build(nb::module_& m) {
@@ -61,6 +62,7 @@ NB_MODULE(_native, m) {
   bind_mla_cache_append(m);
   bind_mla_cache_gather(m);
   bind_quantize_fp8(m);
+  bind_sparse_mla_attention(m);
   bind_topk_select(m);
 }
 

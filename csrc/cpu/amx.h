@@ -76,6 +76,38 @@ GLM5_INLINE void multiply_2x2(const bf16* b0, const bf16* b1, const bf16* a0, co
   }
 }
 
+// Results 0..3 += (b0, a), (b1, a), (b2, a), (b3, a), where the b are `distance` apart.
+GLM5_INLINE void multiply_4x1(const bf16* b, i64 distance, const bf16* a, i64 steps) {
+  memory_barrier();
+  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
+    _tile_loadd(6, a + s, 64);
+    _tile_loadd(4, b + s, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, b + distance + s, 64);
+    _tile_dpbf16ps(1, 5, 6);
+    _tile_loadd(4, b + 2 * distance + s, 64);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(5, b + 3 * distance + s, 64);
+    _tile_dpbf16ps(3, 5, 6);
+  }
+}
+
+// Results 0..3 += (b, a0), (b, a1), (b, a2), (b, a3), where the a are `distance` apart.
+GLM5_INLINE void multiply_1x4(const bf16* b, const bf16* a, i64 distance, i64 steps) {
+  memory_barrier();
+  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
+    _tile_loadd(4, b + s, 64);
+    _tile_loadd(6, a + s, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, a + distance + s, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(6, a + 2 * distance + s, 64);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, a + 3 * distance + s, 64);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+}
+
 // ---- e4m3 to bf16 by table: its upper and lower byte for each magnitude ----
 
 struct E4m3Table {

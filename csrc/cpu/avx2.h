@@ -20,14 +20,17 @@ GLM5_INLINE __m256 load_f32x8(const bf16* values) {
 GLM5_INLINE __m256 load_f32x8(const e4m3* values);  // below
 
 GLM5_INLINE void store_f32x8(f32* values, __m256 x) { _mm256_storeu_ps(values, x); }
-// Rounds to nearest even; NaN stays NaN. The same bits as to_bf16().
-GLM5_INLINE void store_f32x8(bf16* values, __m256 x) {
+// Rounds to nearest even; NaN stays NaN. The same bits as to_bf16(), above 16 zeros.
+GLM5_INLINE __m256i bf16_in_high_half(__m256 x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+  return _mm256_and_si256(_mm256_blendv_epi8(rounded, quiet, is_nan), _mm256_set1_epi32(static_cast<i32>(0xffff0000)));
+}
+GLM5_INLINE void store_f32x8(bf16* values, __m256 x) {
+  const __m256i high = _mm256_srli_epi32(bf16_in_high_half(x), 16);
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(values), packed);
 }
@@ -127,6 +130,12 @@ struct Lanes {
     return _mm256_and_ps(_mm256_cmp_ps(x, zero(), _CMP_GT_OQ), y);
   }
   GLM5_INLINE static F32 abs(F32 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  GLM5_INLINE static F32 larger_of(F32 x, F32 y) { return _mm256_max_ps(x, y); }   // x > y ? x : y
+  GLM5_INLINE static F32 smaller_of(F32 x, F32 y) { return _mm256_min_ps(x, y); }  // x < y ? x : y
+  GLM5_INLINE static F32 low_bits_to_exponent(F32 x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
+  }
+  GLM5_INLINE static F32 round_to_bf16(F32 x) { return _mm256_castsi256_ps(bf16_in_high_half(x)); }
 };
 
 }  // namespace glm5::avx2

@@ -36,12 +36,15 @@ GLM5_INLINE __m512 load_f32x16(const bf16* values, __mmask16 live) {
 
 GLM5_INLINE void store_f32x16(f32* values, __m512 x, __mmask16 live) { _mm512_mask_storeu_ps(values, live, x); }
 // Rounds to nearest even; NaN stays NaN. The same bits as to_bf16().
-GLM5_INLINE void store_f32x16(bf16* values, __m512 x, __mmask16 live) {
+GLM5_INLINE __m512i rounded_to_bf16(__m512 x) {  // in the upper halves
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+}
+GLM5_INLINE void store_f32x16(bf16* values, __m512 x, __mmask16 live) {
+  const __m512i kept = rounded_to_bf16(x);
   _mm256_mask_storeu_epi16(values, live, _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
 }
 
@@ -109,6 +112,14 @@ struct Lanes {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, zero(), _CMP_GT_OQ), y);
   }
   GLM5_INLINE static F32 abs(F32 x) { return _mm512_abs_ps(x); }
+  GLM5_INLINE static F32 larger_of(F32 x, F32 y) { return _mm512_max_ps(x, y); }   // x > y ? x : y
+  GLM5_INLINE static F32 smaller_of(F32 x, F32 y) { return _mm512_min_ps(x, y); }  // x < y ? x : y
+  GLM5_INLINE static F32 low_bits_to_exponent(F32 x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
+  }
+  GLM5_INLINE static F32 round_to_bf16(F32 x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(rounded_to_bf16(x), _mm512_set1_epi32(static_cast<i32>(0xffff0000))));
+  }
 };
 
 }  // namespace glm5::avx512

@@ -52,22 +52,6 @@ struct TileItem {
 static_assert(2 * kPanelBf16 * 2 <= cpu::kGemmPanelBytes);
 
 // ---- Products ----
-// Results 0..3 += (b0, a), (b1, a), (b2, a), (b3, a), where the b are `distance` apart.
-GLM5_INLINE void multiply_4x1(const bf16* b, i64 distance, const bf16* a, i64 steps) {
-  memory_barrier();
-  for (i64 s = 0; s < steps * kTileBf16; s += kTileBf16) {
-    _tile_loadd(6, a + s, 64);
-    _tile_loadd(4, b + s, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, b + distance + s, 64);
-    _tile_dpbf16ps(1, 5, 6);
-    _tile_loadd(4, b + 2 * distance + s, 64);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(5, b + 3 * distance + s, 64);
-    _tile_dpbf16ps(3, 5, 6);
-  }
-}
-
 // Four result tiles that belong together: 32 x 32 results, or all 64 columns of the last 16 rows.
 struct Results {
   f32* total;

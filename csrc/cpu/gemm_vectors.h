@@ -229,6 +229,23 @@ GLM5_INLINE void multiply_step(const f32* a, const T* panel, typename Lanes::F32
   }
 }
 
+// total += step, for Rows x 2 vectors and the steps of one block; rows of totals are `stride` apart.
+template <class Lanes, int Rows>
+GLM5_INLINE void add_steps(const f32* a, const f32* panel, i64 k_end, f32* totals, i64 stride) {
+#pragma GCC unroll 1
+  for (i64 k = 0; k < k_end; k += kGemmStep) {
+    // The next rows come from the L2 cache: a quarter of them with each step.
+    prefetch_lines<2 * Rows>(a + Rows * (kGemmBlock + k));
+    typename Lanes::F32 step[Rows][2];
+    multiply_step<Lanes, Rows>(a + k, panel + k * 2 * Lanes::kCount, step);
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * Rows; ++i) {
+      f32* total = totals + i / 2 * stride + i % 2 * Lanes::kCount;
+      Lanes::store(total, Lanes::load(total) + step[i / 2][i % 2]);
+    }
+  }
+}
+
 // A chain over k < k_end of a block, a multiple of 8, for Rows x 2 vectors; 6 rows fill 12 registers, 12 rows fill 24.
 // The next rows come from the L2 cache: a sixteenth of them with each 8 k.
 template <class Lanes, int Rows>

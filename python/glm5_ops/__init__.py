@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         mla_cache_append,
         mla_cache_gather,
         quantize_fp8,
+        sparse_mla_attention,
+        sparse_mla_attention_bwd,
         topk_select,
     )
 
@@ -46,6 +48,8 @@ __all__ = [
     "mla_cache_append",
     "mla_cache_gather",
     "quantize_fp8",
+    "sparse_mla_attention",
+    "sparse_mla_attention_bwd",
     "topk_select",
 ]
 

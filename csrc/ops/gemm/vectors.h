@@ -8,23 +8,6 @@
 
 namespace glm5::gemm_vectors {
 
-// total += step, for Rows x 2 vectors and the steps of one block.
-template <class Lanes, int Rows>
-GLM5_INLINE void add_steps(const f32* a, const f32* panel, i64 k_end, f32* totals) {
-#pragma GCC unroll 1
-  for (i64 k = 0; k < k_end; k += cpu::kGemmStep) {
-    // The next rows come from the L2 cache: a quarter of them with each step.
-    cpu::prefetch_lines<2 * Rows>(a + Rows * (cpu::kGemmBlock + k));
-    typename Lanes::F32 step[Rows][2];
-    cpu::multiply_step<Lanes, Rows>(a + k, panel + k * 2 * Lanes::kCount, step);
-#pragma GCC unroll 16
-    for (int i = 0; i < 2 * Rows; ++i) {
-      f32* total = totals + i * Lanes::kCount;
-      Lanes::store(total, Lanes::load(total) + step[i / 2][i % 2]);
-    }
-  }
-}
-
 // total += part.
 template <class Lanes, int Rows>
 GLM5_INLINE void add_part(const f32* a, const f32* panel, i64 k_end, f32* totals) {
@@ -46,7 +29,8 @@ static void add_panel(const f32* a, i64 rows, const f32* panel, i64 k_end, f32* 
     });
   } else {
     cpu::for_row_blocks<Lanes::kStepRows>(rows, [&]<int Rows>(cpu::RowCount<Rows>, i64 i) [[gnu::always_inline]] {
-      add_steps<Lanes, Rows>(a + i * cpu::kGemmBlock, panel, k_end, totals + i * 2 * Lanes::kCount);
+      cpu::add_steps<Lanes, Rows>(a + i * cpu::kGemmBlock, panel, k_end, totals + i * 2 * Lanes::kCount,
+                                  2 * Lanes::kCount);
     });
   }
 }

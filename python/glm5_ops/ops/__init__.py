@@ -10,6 +10,7 @@ from glm5_ops.ops.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.ops.mla_cache_append import mla_cache_append
 from glm5_ops.ops.mla_cache_gather import mla_cache_gather
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
+from glm5_ops.ops.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd
 from glm5_ops.ops.topk_select import topk_select
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "mla_cache_append",
     "mla_cache_gather",
     "quantize_fp8",
+    "sparse_mla_attention",
+    "sparse_mla_attention_bwd",
     "topk_select",
 ]

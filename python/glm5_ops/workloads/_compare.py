@@ -65,12 +65,7 @@ def within_torch(got: Tensor, exact: Tensor, torchs: Tensor, factor: float = 2.0
         return Verdict(False, float("inf"), factor, "x torch's", f"{list(got.shape)} instead of {list(exact.shape)}")
     got, exact, torchs = (t.detach().cpu().double() for t in (got, exact, torchs))
     finite = exact.isfinite()
-    kind, wanted = (
-        torch.nan_to_num(torch.where(t.isfinite(), 0.0, t), nan=0.5, posinf=1, neginf=-1) for t in (got, exact)
-    )
-    if not torch.equal(kind, wanted):
-        where = tuple((kind != wanted).nonzero()[0].tolist())
-        values = f"{float(got[where])} instead of {float(exact[where])} at {list(where)}"
+    if values := _other_kind(got, exact):
         return Verdict(False, float("inf"), factor, "x torch's", values)
     if not bool(finite.any()):
         return Verdict(True, 0.0, factor, "x torch's")
@@ -83,9 +78,56 @@ def within_torch(got: Tensor, exact: Tensor, torchs: Tensor, factor: float = 2.0
     return Verdict(max(ratios) <= factor, max(ratios), factor, "x torch's")
 
 
+def _other_kind(got: Tensor, exact: Tensor) -> str:
+    """The first place where one is NaN or infinite and the other is not, or infinite with another sign; "" if none."""
+    kind, wanted = (
+        torch.nan_to_num(torch.where(t.isfinite(), 0.0, t), nan=0.5, posinf=1, neginf=-1) for t in (got, exact)
+    )
+    if torch.equal(kind, wanted):
+        return ""
+    where = tuple((kind != wanted).nonzero()[0].tolist())
+    return f"{float(got[where])} instead of {float(exact[where])} at {list(where)}"
+
+
+LARGEST_COSINE_DIFFERENCE = 7e-6
+
+
+def cosine_difference(x: Tensor, y: Tensor) -> float:
+    """1 - 2 x.y / (x.x + y.y); 0 for two zeros."""
+    x, y = x.double().flatten(), y.double().flatten()
+    squares = float(x @ x + y @ y)
+    return 1 - 2 * float(x @ y) / squares if squares else 0.0
+
+
+def _aligned(got: Tensor, exact: Tensor, allowed: Callable[[Tensor], Tensor]) -> Verdict:
+    """Each element within what is `allowed` for its exact value, and the whole within the cosine difference."""
+    if got.shape != exact.shape:
+        return Verdict(False, float("inf"), 1, "bounds", f"{list(got.shape)} instead of {list(exact.shape)}")
+    got, exact = (t.detach().cpu().double() for t in (got, exact))
+    if values := _other_kind(got, exact):
+        return Verdict(False, float("inf"), 1, "bounds", values)
+    got, exact = (torch.where(exact.isfinite(), t, 0.0) for t in (got, exact))
+    bounds = allowed(exact)
+    element = float(((got - exact).abs() / bounds).max()) if got.numel() else 0.0
+    whole = cosine_difference(got, exact) / LARGEST_COSINE_DIFFERENCE
+    return Verdict(max(element, whole) <= 1, max(element, whole), 1, "bounds")
+
+
+def attention(got: Tensor, exact: Tensor, torchs: Tensor) -> Verdict:
+    """bf16: within 8e-4 + 3/128 of the value, for keys of size 0.1; f32 (lse, probabilities): 1e-6 + 2.01/65536."""
+    base, part = (1e-6, 2.01 / 65536) if got.dtype == torch.float32 else (8e-4, 3 / 128)
+    return _aligned(got, exact, lambda value: base + part * value.abs())
+
+
+def attention_gradient(got: Tensor, exact: Tensor, torchs: Tensor) -> Verdict:
+    """Within 2^-7 of the largest value: an element sums many terms that were rounded to bf16."""
+    largest = exact.detach().cpu().double().abs().nan_to_num(0, 0).max() if exact.numel() else 0.0
+    return _aligned(got, exact, lambda value: torch.full_like(value, 2**-7 * float(largest) + 1e-30))
+
+
 @dataclass(frozen=True)
 class Rule:
-    """How an op's outputs are judged: `same_bits` as the reference, or `within_torch` of it."""
+    """How an op's outputs are judged: `same_bits` as the reference, or by their distance from it in f64."""
 
     compare: Callable[..., Verdict]
     why: str
@@ -134,6 +176,15 @@ def in_f64(inputs: dict) -> dict:
 
 BITS = Rule(same_bits, "an exact function of its inputs: the reference is met to the bit")
 WITHIN_TORCH = Rule(within_torch, "a sum in f32: twice torch's own distance from the f64 result")
+
+
+ATTENTION = Rule(
+    attention,
+    "probabilities are rounded to bf16 for the tensor units: FlashMLA's tolerances, a cosine difference of 7e-6",
+)
+ATTENTION_GRADIENT = Rule(
+    attention_gradient, "scores' gradients are rounded to bf16 for the tensor units: a cosine difference of 7e-6"
+)
 
 
 @dataclass(frozen=True)

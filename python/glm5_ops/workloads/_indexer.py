@@ -12,6 +12,28 @@ BYTES = {"e4m3": 1, "bf16": 2}
 DTYPES = {"e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16}
 
 
+def chosen_indices(tokens: int, keys: int, topk: int, fill: str, generator: torch.Generator) -> Tensor:
+    """i32[tokens, topk] by `fill`: ``chosen`` (ascending, different, -1 at the end of most rows), ``full`` (so, but
+    no -1 while keys last), ``any`` (repeated, in any order, absent ones anywhere and of any value),
+    ``absent`` (none is a key), ``same`` (one key everywhere)."""
+    shape = (tokens, topk)
+    if fill in ("chosen", "full"):
+        order = torch.rand(tokens, keys, generator=generator).argsort(1)[:, :topk]
+        indices = torch.full(shape, keys).long()
+        indices[:, : order.shape[1]] = order
+        visible = torch.randint(0, keys + 1, (tokens, 1), generator=generator)
+        indices = torch.where((indices < visible) | (fill == "full"), indices, keys).sort(1).values
+        return torch.where(indices < keys, indices, -1).int()
+    if fill == "same":
+        return torch.full(shape, keys // 2).int()
+    odd = torch.tensor([-1, -(2**31), 2**31 - 1, keys])
+    absent = odd[torch.randint(0, len(odd), shape, generator=generator)]
+    if fill == "absent":
+        return absent.int()
+    present = torch.randint(0, max(1, keys), shape, generator=generator)
+    return torch.where(torch.rand(shape, generator=generator) < 0.7, present, absent).int()
+
+
 def values(shape: tuple[int, ...], dtype: str, generator: torch.Generator) -> Tensor:
     """Normal numbers; with e4m3 spread over most of its range, as quantisation leaves them."""
     spread = 100.0 if dtype == "e4m3" else 1.0

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from glm5_ops.workloads._compare import WITHIN_TORCH
-from glm5_ops.workloads._indexer import BYTES, head_weights, key_scales, values
+from glm5_ops.workloads._indexer import BYTES, chosen_indices, head_weights, key_scales, values
 from glm5_ops.workloads._workload import Case, Workload
 
 
 @dataclass(frozen=True)
 class IndexerLogitsAtCase(Case):
-    """`fill` of the indices: ``chosen`` (ascending, different, -1 at the end), ``any`` (repeated, in any order, absent
-    ones anywhere and of any value), ``absent`` (none is a key), ``same`` (one key everywhere)."""
+    """`fill`: see ``chosen_indices``."""
 
     tokens: int
     keys: int
@@ -27,29 +26,11 @@ class IndexerLogitsAtCase(Case):
             "q": values((self.tokens, self.heads, self.dim), self.dtype, generator),
             "k": values((self.keys, self.dim), self.dtype, generator),
             "weights": head_weights(self.tokens, self.heads, self.dim, self.dtype, generator),
-            "indices": self._indices(generator),
+            "indices": chosen_indices(self.tokens, self.keys, self.topk, self.fill, generator),
         }
         if self.dtype == "e4m3":
             inputs["k_scales"] = key_scales(self.keys, generator)
         return inputs
-
-    def _indices(self, generator: torch.Generator) -> torch.Tensor:
-        shape = (self.tokens, self.topk)
-        if self.fill == "chosen":
-            order = torch.rand(self.tokens, self.keys, generator=generator).argsort(1)[:, : self.topk]
-            indices = torch.full(shape, self.keys).long()
-            indices[:, : order.shape[1]] = order
-            visible = torch.randint(0, self.keys + 1, (self.tokens, 1), generator=generator)
-            indices = torch.where(indices < visible, indices, self.keys).sort(1).values
-            return torch.where(indices < self.keys, indices, -1).int()
-        if self.fill == "same":
-            return torch.full(shape, self.keys // 2).int()
-        odd = torch.tensor([-1, -(2**31), 2**31 - 1, self.keys])
-        absent = odd[torch.randint(0, len(odd), shape, generator=generator)]
-        if self.fill == "absent":
-            return absent.int()
-        present = torch.randint(0, max(1, self.keys), shape, generator=generator)
-        return torch.where(torch.rand(shape, generator=generator) < 0.7, present, absent).int()
 
     def flops(self) -> int:
         return 2 * self.tokens * self.topk * self.heads * self.dim

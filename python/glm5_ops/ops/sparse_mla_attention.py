@@ -1,0 +1,163 @@
+"""sparse_mla_attention: attention over chosen keys whose start is their value, and its deterministic gradient."""
+
+import torch
+from torch import Tensor
+
+from glm5_ops import _native
+from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._op import differentiable, op, workspace_of
+
+CONTRACT = Contract(
+    "sparse_mla_attention",
+    differentiable=True,
+    q="bf16[tokens, heads, qk_dim] strided",
+    kv="bf16[keys, qk_dim] strided",
+    indices="i32[tokens, topk]",
+    topk_length="i32[tokens]?",
+    sink="f32[heads]?",
+    out="bf16[tokens, heads, v_dim]",
+    lse="f32[tokens, heads]",
+    probabilities="f32[tokens, topk]",
+    d_out="bf16[tokens, heads, v_dim]",
+    d_lse="f32[tokens, heads]",
+    d_q="bf16[tokens, heads, qk_dim]",
+    d_kv="bf16[keys, qk_dim]",
+    d_sink="f32[heads]",
+)
+
+
+def _outputs(
+    q: Tensor,
+    kv: Tensor,
+    indices: Tensor,
+    scale: float,
+    v_dim: int = 512,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+    probabilities: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = CONTRACT.check(q=q, kv=kv, indices=indices, topk_length=topk_length, sink=sink)
+    CONTRACT.require(abs(scale) < float("inf"), "scale", "a finite number", scale)
+    CONTRACT.require(1 <= v_dim <= q.shape[2], "v_dim", f"from 1 to qk_dim, which is {q.shape[2]}", v_dim)
+    lengths["v_dim"] = v_dim
+    wanted = lengths if probabilities else lengths | {"tokens": 0}
+    out, lse = (CONTRACT.empty(name, lengths, like=q) for name in ("out", "lse"))
+    return out, lse, CONTRACT.empty("probabilities", wanted, like=q)
+
+
+@op(fake=_outputs)
+def sparse_mla_attention(
+    q: Tensor,
+    kv: Tensor,
+    indices: Tensor,
+    scale: float,
+    v_dim: int = 512,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+    probabilities: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``out[t, h] = sum_j exp(s_j - lse[t, h]) * kv[key_j, :v_dim]`` over the keys that ``indices[t]`` names.
+
+    ``s_j = scale * (q[t, h] . kv[key_j])`` and ``lse`` is the natural logarithm of ``sum_j exp(s_j)``. An index that is
+    no key (negative, or as great as the number of keys) is absent wherever it stands, and is never read; a key that
+    stands in a row several times counts as often. A token without a key has out 0 and lse -inf. NaN in a key spreads to
+    the tokens that name it and no further.
+
+    The bits of a token and head depend on its query and the present keys in their order alone: not on the batch, the
+    other heads, topk, where absent indices stand, nor the number of threads; on CPU not on the instruction set.
+
+    Differentiable in q, kv and sink, through out and lse; deterministic.
+
+    Args:
+        q: queries; in the absorbed form of multi-head latent attention 512 latent and 64 rotated dims.
+        kv: keys, whose first ``v_dim`` columns are the values.
+        indices: i32[tokens, topk], as ``topk_select`` gives them.
+        scale: of the scores.
+        v_dim: columns of a value.
+        topk_length: i32[tokens]; places of a row from there on are absent too.
+        sink: f32[heads]; out is multiplied by ``exp(lse) / (exp(lse) + exp(sink))``. lse does not contain it.
+        probabilities: whether to return the sums over heads of the softmax.
+
+    Returns:
+        out; lse; probabilities, ``sum_h exp(s_j - lse[t, h])`` at the place j, before the sink, 0 at absent places and
+        with no gradient (the indexer's target); 0 rows unless asked for.
+    """
+    out, lse, sums = _outputs(q, kv, indices, scale, v_dim, topk_length, sink, probabilities)
+    sizes = (*q.shape[1:], v_dim, indices.shape[1])
+    workspace = workspace_of(q, lambda: _native.sparse_mla_attention_workspace_bytes(*sizes))
+    _native.sparse_mla_attention(q, kv, indices, scale, topk_length, sink, out, lse, sums, workspace)
+    return out, lse, sums
+
+
+def _outputs_bwd(
+    d_out: Tensor,
+    d_lse: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    indices: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    given = {"q": q, "kv": kv, "indices": indices, "out": out, "lse": lse, "d_out": d_out, "d_lse": d_lse}
+    lengths = CONTRACT.check(**given, topk_length=topk_length, sink=sink)
+    CONTRACT.require(out.shape[2] <= q.shape[2], "out", f"no wider than qk_dim, which is {q.shape[2]}", out)
+    d_q, d_kv = (CONTRACT.empty(name, lengths, like=q) for name in ("d_q", "d_kv"))
+    return d_q, d_kv, CONTRACT.empty("d_sink", lengths if sink is not None else {"heads": 0}, like=q)
+
+
+@op(fake=_outputs_bwd)
+def sparse_mla_attention_bwd(
+    d_out: Tensor,
+    d_lse: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    indices: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of ``sparse_mla_attention``, recomputed from its lse.
+
+    With ``P = exp(s - lse)`` and ``factor = exp(lse) / (exp(lse) + exp(sink))``: ``d_q = ds k`` and ``d_kv = ds^T q +
+    [factor * P^T d_out | 0]``, where ``ds = scale * P * (factor * (d_out . v - out . d_out) + d_lse)``. Sums run in
+    f32, in an order that the indices alone fix: for a key by token and place. The same bits from every run, number of
+    threads and, on CPU, instruction set.
+
+    Args:
+        d_out, d_lse: the gradients of out and lse.
+        q, kv, indices, scale, topk_length, sink: as for ``sparse_mla_attention``.
+        out, lse: what it gave; ``v_dim`` is out's.
+
+    Returns:
+        d_q and d_kv (bf16), d_sink (f32; empty without a sink).
+    """
+    given = (d_out, d_lse, q, kv, indices, out, lse, scale, topk_length, sink)
+    gradients = _outputs_bwd(*given)
+    sizes = (*q.shape, out.shape[2], indices.shape[1], kv.shape[0])
+    workspace = workspace_of(q, lambda: _native.sparse_mla_attention_bwd_workspace_bytes(*sizes))
+    _native.sparse_mla_attention_bwd(*given, *gradients, workspace)
+    return gradients
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+    q, kv, indices, ctx.scale, _, topk_length, sink, _ = inputs
+    out, lse, probabilities = output
+    ctx.mark_non_differentiable(probabilities)
+    ctx.save_for_backward(q, kv, indices, out, lse, topk_length, sink)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, d_out: Tensor, d_lse: Tensor, _: Tensor) -> tuple:
+    q, kv, indices, out, lse, topk_length, sink = ctx.saved_tensors
+    gradients = sparse_mla_attention_bwd(
+        d_out.contiguous(), d_lse.contiguous(), q, kv, indices, out, lse, ctx.scale, topk_length, sink
+    )
+    d_q, d_kv, d_sink = gradients
+    return d_q, d_kv, None, None, None, None, None if sink is None else d_sink, None
+
+
+differentiable(sparse_mla_attention, save=_save, backward=_backward)

@@ -1,0 +1,115 @@
+"""Cases of sparse_mla_attention and of its gradient."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm5_ops.workloads._compare import ATTENTION, ATTENTION_GRADIENT
+from glm5_ops.workloads._indexer import chosen_indices, values
+from glm5_ops.workloads._workload import Case, Workload
+
+
+@dataclass(frozen=True)
+class SparseMlaAttentionCase(Case):
+    """`fill`: see ``chosen_indices``; `more`: letters of what else is given or asked for, ``l`` a topk_length that cuts
+    rows, ``s`` sinks, ``p`` the probabilities."""
+
+    tokens: int
+    keys: int
+    topk: int
+    heads: int = 64
+    qk_dim: int = 576
+    v_dim: int = 512
+    fill: str = "chosen"
+    more: str = ""
+
+    def make(self, generator: torch.Generator) -> dict:
+        inputs = {
+            "q": values((self.tokens, self.heads, self.qk_dim), "bf16", generator),
+            "kv": 0.1 * values((self.keys, self.qk_dim), "bf16", generator),
+            "indices": chosen_indices(self.tokens, self.keys, self.topk, self.fill, generator),
+            "scale": 15 * self.qk_dim**-0.5,
+            "v_dim": self.v_dim,
+        }
+        if "l" in self.more:
+            inputs["topk_length"] = torch.randint(-1, self.topk + 3, (self.tokens,), generator=generator).int()
+        if "s" in self.more:
+            inputs["sink"] = 2 * torch.randn(self.heads, generator=generator) + 2
+        return inputs | ({"probabilities": True} if "p" in self.more else {})
+
+    def flops(self) -> int:
+        return 2 * self.tokens * self.topk * self.heads * (self.qk_dim + self.v_dim)
+
+    def bytes_moved(self) -> int:
+        queries = 2 * self.tokens * self.heads * (self.qk_dim + self.v_dim + 2)
+        chosen = self.tokens * self.topk * (8 if "p" in self.more else 4)
+        return queries + 2 * min(self.keys, self.tokens * self.topk) * self.qk_dim + chosen
+
+
+@dataclass(frozen=True)
+class SparseMlaAttentionBwdCase(SparseMlaAttentionCase):
+    """The gradient. It is a formula of any `out`, so this one is random; lse is that of the scores."""
+
+    def make(self, generator: torch.Generator) -> dict:
+        inputs = super().make(generator)
+        del inputs["v_dim"]
+        shape = (self.tokens, self.heads, self.v_dim)
+        d_out, out = (torch.randn(shape, generator=generator).bfloat16() for _ in range(2))
+        d_lse = torch.randn(shape[:2], generator=generator)
+        lse = torch.stack([_lse(inputs, t) for t in range(self.tokens)]) if self.tokens else torch.empty(shape[:2])
+        given = {n: inputs.pop(n) for n in ("q", "kv", "indices")}
+        return {"d_out": d_out, "d_lse": d_lse, **given, "out": 0.2 * out, "lse": lse, **inputs}
+
+    def flops(self) -> int:
+        return 2 * self.tokens * self.topk * self.heads * (3 * self.qk_dim + 2 * self.v_dim)
+
+    def bytes_moved(self) -> int:
+        more = self.tokens * self.heads * (self.qk_dim + self.v_dim + 2) + self.keys * self.qk_dim
+        return super().bytes_moved() + 2 * more
+
+
+def _lse(inputs: dict, t: int) -> Tensor:
+    """Of one token, -inf where it names no key."""
+    row, kv = inputs["indices"][t].long(), inputs["kv"]
+    if "topk_length" in inputs:
+        row = row[: max(0, int(inputs["topk_length"][t]))]
+    keys = kv[row[(row >= 0) & (row < len(kv))]].float()
+    return (inputs["scale"] * (inputs["q"][t].float() @ keys.T)).logsumexp(1)
+
+
+# tokens, keys, topk, heads, qk_dim, v_dim
+_SHAPES = (
+    (0, 40, 8, 8, 64, 32),
+    (3, 0, 4, 8, 64, 32),
+    (3, 40, 0, 8, 64, 32),
+    (1, 1, 1, 64, 576, 512),
+    (2, 90, 63, 8, 576, 512),
+    (2, 90, 64, 8, 512, 512),
+    (3, 200, 65, 16, 576, 512),
+    (2, 300, 257, 64, 192, 128),
+    (5, 50, 30, 1, 40, 24),
+    (4, 50, 33, 3, 100, 100),
+    (3, 60, 40, 17, 7, 5),
+    (1, 150, 140, 40, 160, 150),
+    (1, 40, 40, 130, 32, 32),
+)
+
+
+def _edges(case: type[SparseMlaAttentionCase], more: str) -> tuple:
+    odd = tuple(case(4, 40, 70, 8, 96, 64, fill=fill, more=more) for fill in ("any", "absent", "same"))
+    return (*(case(*shape) for shape in _SHAPES), *odd, case(6, 80, 140, 20, 160, 130, fill="any", more=more))
+
+
+EDGES, EDGES_BWD = _edges(SparseMlaAttentionCase, "lsp"), _edges(SparseMlaAttentionBwdCase, "ls")
+GLM5 = (
+    SparseMlaAttentionCase(64, 16384, 2048, fill="full"),
+    SparseMlaAttentionCase(64, 16384, 2048, heads=8, fill="full"),
+    SparseMlaAttentionCase(64, 16384, 2048, qk_dim=512, more="sp"),
+)
+GLM5_BWD = (SparseMlaAttentionBwdCase(64, 16384, 2048, fill="full"),)
+_ROWS = ("q", "indices", "topk_length")
+WORKLOADS = {
+    "sparse_mla_attention": Workload(SparseMlaAttentionCase, EDGES, GLM5, ATTENTION, rows=_ROWS, row_dim=0),
+    "sparse_mla_attention_bwd": Workload(SparseMlaAttentionBwdCase, EDGES_BWD, GLM5_BWD, ATTENTION_GRADIENT),
+}
