@@ -92,6 +92,8 @@ constexpr cute::SM90::GMMA::Major kCuteMajor =
 template <int kN, Major kA, Major kB>
 struct WgmmaBf16;
 template <Major kA, Major kB>
+struct WgmmaBf16<8, kA, kB> : cute::SM90::GMMA::MMA_64x8x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
+template <Major kA, Major kB>
 struct WgmmaBf16<16, kA, kB> : cute::SM90::GMMA::MMA_64x16x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};
 template <Major kA, Major kB>
 struct WgmmaBf16<32, kA, kB> : cute::SM90::GMMA::MMA_64x32x16_F32BF16BF16_SS<kCuteMajor<kA>, kCuteMajor<kB>> {};

@@ -66,13 +66,19 @@ struct SparseMlaAttentionBwdArgs {
   Tensor<bf16, 3> d_q;               // [tokens, heads, qk_dim], row-major
   Tensor<bf16, 2> d_kv;              // [keys, qk_dim], row-major
   Tensor<f32, 1> d_sink;             // [heads]; [0] without a sink
-  Tensor<u8, 1> workspace;           // sparse_mla_attention_bwd_workspace_bytes()
+  Tensor<u8, 1> workspace;           // sparse_mla_attention_bwd_workspace_bytes(); on CUDA its own
 };
 
 i64 sparse_mla_attention_workspace_bytes(i64 heads, i64 qk_dim, i64 v_dim, i64 topk);
 i64 sparse_mla_attention_bwd_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64 v_dim, i64 topk, i64 keys);
+// On CUDA: for every key its sums (64-bit), a mark and a count; for every token and head a number; seven maxima.
+GLM5_INLINE i64 sparse_mla_attention_bwd_cuda_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64, i64, i64 keys) {
+  return keys * (8 * qk_dim + 8) + 4 * tokens * heads + 4 * 8;
+}
 
 void sparse_mla_attention_cpu(const SparseMlaAttentionArgs&);
+void sparse_mla_attention_cuda(const SparseMlaAttentionArgs&, void* stream);
 void sparse_mla_attention_bwd_cpu(const SparseMlaAttentionBwdArgs&);
+void sparse_mla_attention_bwd_cuda(const SparseMlaAttentionBwdArgs&, void* stream);
 
 }  // namespace glm5

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
-from glm5_ops.ops._op import differentiable, op, workspace_of
+from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
 CONTRACT = Contract(
     "sparse_mla_attention",
@@ -85,7 +85,7 @@ def sparse_mla_attention(
     out, lse, sums = _outputs(q, kv, indices, scale, v_dim, topk_length, sink, probabilities)
     sizes = (*q.shape[1:], v_dim, indices.shape[1])
     workspace = workspace_of(q, lambda: _native.sparse_mla_attention_workspace_bytes(*sizes))
-    _native.sparse_mla_attention(q, kv, indices, scale, topk_length, sink, out, lse, sums, workspace)
+    _native.sparse_mla_attention(q, kv, indices, scale, topk_length, sink, out, lse, sums, workspace, stream_of(q))
     return out, lse, sums
 
 
@@ -139,8 +139,12 @@ def sparse_mla_attention_bwd(
     given = (d_out, d_lse, q, kv, indices, out, lse, scale, topk_length, sink)
     gradients = _outputs_bwd(*given)
     sizes = (*q.shape, out.shape[2], indices.shape[1], kv.shape[0])
-    workspace = workspace_of(q, lambda: _native.sparse_mla_attention_bwd_workspace_bytes(*sizes))
-    _native.sparse_mla_attention_bwd(*given, *gradients, workspace)
+    workspace = workspace_of(
+        q,
+        lambda: _native.sparse_mla_attention_bwd_workspace_bytes(*sizes),
+        lambda: _native.sparse_mla_attention_bwd_cuda_workspace_bytes(*sizes),
+    )
+    _native.sparse_mla_attention_bwd(*given, *gradients, workspace, stream_of(q))
     return gradients
 
 
