@@ -28,8 +28,8 @@ def find_variant(op, *fields):
 
 def compile_door(op, variant, folder, edits=(), per_row=False):
     """The door of `op` with only `variant`, after `edits`: (file below csrc, old text, new text), each found once."""
-    folder = Path(folder)
-    shutil.copytree(ROOT / "csrc" / "ops" / op, folder / "ops" / op, dirs_exist_ok=True)
+    folder, source = Path(folder), op.removesuffix("_bwd")
+    shutil.copytree(ROOT / "csrc" / "ops" / source, folder / "ops" / source, dirs_exist_ok=True)
     shutil.copytree(ROOT / "csrc" / "cuda", folder / "cuda", dirs_exist_ok=True)
     for file, old, new in edits:
         text = (folder / file).read_text()
@@ -37,6 +37,8 @@ def compile_door(op, variant, folder, edits=(), per_row=False):
         (folder / file).write_text(text.replace(old, new))
     if (folder / "ops" / op / "swap_ab_sm90.cu").exists():
         _keep_one_variant(folder / "ops" / op, variant, per_row)
+    if source == "sparse_mla_attention":
+        _keep_few_heads(folder / "ops" / source)
     library, emulator = folder / "door.so", build.build()
     cutlass = Path(find_spec("cutlass_library").submodule_search_locations[0]) / "source" / "include"
     command = [
@@ -86,6 +88,13 @@ def _keep_one_variant(folder, variant, per_row):
     else:
         text = re.sub(r"return launch_swap_ab\([^;]*;", 'require(false, kOp, ": not in this door");', text)
     file.write_text(text)
+
+
+def _keep_few_heads(folder):
+    """Drops the launches for more than 16 heads and for 512 dims."""
+    for file in (folder / "sm90.cu", folder / "bwd_sm90.cu"):
+        text = re.sub(r" *(if \(heads <= 32\) return )?launch_\w+<(32|64), kQkDim>\([^;]*;\n", "", file.read_text())
+        file.write_text(re.sub(r" *(else\n *)?launch_for_heads<512>\([^;]*;\n", "", text))
 
 
 class Array:

@@ -16,6 +16,9 @@ SCORES = "cuda/indexer_scores.cuh"
 LOGITS = "ops/indexer_logits/kernel_sm90.cuh"
 TOPK = "ops/indexer_topk/kernel_sm90.cuh"
 CANDIDATES = "cuda/topk_candidates.cuh"
+MLA = "cuda/sparse_mla.cuh"
+MLA_FORWARD = "ops/sparse_mla_attention/sm90.cu"
+MLA_BACKWARD = "ops/sparse_mla_attention/bwd_sm90.cu"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ BY_HAND = {"m": 70, "n": 90, "k": 515, "sms": 1, "pad": 1}
 DENSE_KEYS = {"tokens": 21, "keys": 64 * 15 + 5, "sms": 2}
 PAGED_KEYS = {"tokens": 11, "keys": 64 * 15, "sms": 2, "paged": True}
 BEST_KEYS = {"tokens": 11, "keys": 64 * 9 + 5, "topk": 40, "sms": 2}
+# More tiles than stages (2), absent keys among the others, heads that do not fill their tile.
+CHOSEN_KEYS = {"tokens": 2, "heads": 12, "keys": 90, "topk": 64 * 4 + 10}
 
 
 def _fp8(name, checks, *edits, variant=FP8_ROWS, problem=RAGGED, **more):
@@ -62,6 +67,14 @@ def _logits(name, checks, *edits, variant=5, problem=DENSE_KEYS, **more):
 
 def _topk(name, checks, *edits, variant=1, problem=BEST_KEYS, **more):
     return Planted(name, "indexer_topk", variant, edits, frozenset(checks.split()), problem, **more)
+
+
+def _attention(name, checks, *edits, **more):
+    return Planted(name, "sparse_mla_attention", 0, edits, frozenset(checks.split()), CHOSEN_KEYS, **more)
+
+
+def _attention_bwd(name, checks, *edits, **more):
+    return Planted(name, "sparse_mla_attention_bwd", 0, edits, frozenset(checks.split()), CHOSEN_KEYS, **more)
 
 
 _FEW_STAGES = (SCORES, "kE4m3 ? 12 : 4;", "kE4m3 ? 2 : 4;")  # so that they are used again at once
@@ -408,5 +421,87 @@ FAULTS = [
             "wanted -= found.before;\n      if (found.count - wanted <= slack)",
             "wanted -= found.before;\n      if (pass == 0)",
         ),
+    ),
+    # ---- attention to chosen keys
+    _attention(
+        "gathered keys without a proxy fence",
+        "proxy",
+        (MLA_FORWARD, "    ptx::fence_proxy_async_shared();  // the loader's copies, for wgmma\n", ""),
+    ),
+    _attention(
+        "probabilities without a proxy fence",
+        "proxy",
+        (
+            MLA_FORWARD,
+            "me);\n    ptx::fence_proxy_async_shared();\n    sync_math<T>();\n    if",
+            "me);\n    sync_math<T>();\n    if",
+        ),
+    ),
+    _attention(
+        "no barrier between the scores and the probabilities that take their keys' place",
+        "race uninitialised wgmma",
+        (MLA_FORWARD, "    sync_math<T>();  // now both have read the rotated dims, too\n", ""),
+    ),
+    _attention(
+        "no barrier before the values",
+        "race proxy values",
+        (
+            MLA_FORWARD,
+            "    ptx::fence_proxy_async_shared();\n    sync_math<T>();\n    if",
+            "    ptx::fence_proxy_async_shared();\n    if",
+        ),
+    ),
+    _attention(
+        "the loader does not wait for a stage to be free",
+        "race wgmma",
+        (MLA, "    smem.ring.wait_empty(at);\n", ""),
+    ),
+    _attention(
+        "older output keeps its scale",
+        "values",
+        (MLA_FORWARD, "    if (tile != 0) rescale<T>(out, smem, me);\n", ""),
+    ),
+    _attention(
+        "absent keys count",
+        "values",
+        (
+            MLA,
+            "products[i] = present ? __fmul_rn(products[i], scale_log2) : -__builtin_inff();",
+            "products[i] = __fmul_rn(products[i], scale_log2);",
+        ),
+    ),
+    _attention(
+        "an index below zero is a key",
+        "bounds",
+        (MLA, "return key < keys ? max(key, -1) : -1;", "return key < keys ? key & 0x7fffffff : -1;"),
+    ),
+    _attention(
+        "the sums of one warp are left out",
+        "values",
+        (MLA_FORWARD, "for (int warp = 1; warp < 4; ++warp) sum", "for (int warp = 1; warp < 3; ++warp) sum"),
+    ),
+    _attention_bwd(
+        "the next keys overtake the products",
+        "race wgmma",
+        (
+            MLA_BACKWARD,
+            "    __syncthreads();  // all have read the tile, ds and W, which the next turn overwrites\n",
+            "",
+        ),
+    ),
+    _attention_bwd(
+        "gradients of scores without a proxy fence",
+        "proxy",
+        (MLA_BACKWARD, "keys, me);\n    ptx::fence_proxy_async_shared();\n", "keys, me);\n"),
+    ),
+    _attention_bwd(
+        "the unit is too small for the sums",
+        "values",
+        ("cuda/fixed_point.cuh", "61 - ilogb(bound)", "89 - ilogb(bound)"),
+    ),
+    _attention_bwd(
+        "values' columns get no gradient of their own",
+        "values",
+        (MLA_BACKWARD, "d_kv, weights + step * kStep", "d_kv, d_scores + step * kStep"),
     ),
 ]

@@ -6,6 +6,7 @@ import pytest
 from tests.emulator import planted
 from tests.emulator.doors import Lab, compile_door
 from tests.emulator.indexer_doors import IndexerLab
+from tests.emulator.sparse_mla_doors import SparseMlaLab
 
 pytestmark = pytest.mark.slow  # a compilation for each fault
 
@@ -20,12 +21,15 @@ CLEAN = {
     "scores of paged keys": ("indexer_logits", 5, planted.PAGED_KEYS),
     "the best keys": ("indexer_topk", 1, planted.BEST_KEYS),
     "the best keys, split": ("indexer_topk", 3, planted.BEST_KEYS),
+    "attention to chosen keys": ("sparse_mla_attention", 0, planted.CHOSEN_KEYS),
+    "its gradient": ("sparse_mla_attention_bwd", 0, planted.CHOSEN_KEYS),
 }
 
 
 def run(op, variant, edits, folder, problem, schedules):
     """The first (check, sentence) that speaks; `values` where the result is wrong."""
-    lab = (IndexerLab if op.startswith("indexer") else Lab)(compile_door(op, variant, folder, edits))
+    kind = IndexerLab if op.startswith("indexer") else SparseMlaLab if op.startswith("sparse_mla") else Lab
+    lab = kind(compile_door(op, variant, folder, edits))
     first = None
     for schedule, seed in schedules:
         outcome, reference, bound = getattr(lab, op)(variant, **problem, schedule=schedule, seed=seed)
