@@ -131,8 +131,8 @@ def test_windows_empty_full_and_of_one_key(case, target):
 @over([TopkSelectCase(r, k, t, f, w, offset=o)
        for r, k, t, f, w, o in ((1, 2500, 700, "normal", "all", 3), (3, 5001, 900, "special", "ragged", 1),
                                 (2, 4099, 33, "plateau", "all", 2), (2, 2600, 40, "close", "all", 0),
-                                (2, 4200, 1500, "equal", "all", 1), (2, 900, 1000, "integers", "ragged", 0), (2, 4000, 400, "gap", "all", 0),
-                                (2, 3001, 512, "infinite", "all", 1))],
+                                (2, 4200, 1500, "equal", "all", 1), (2, 900, 1000, "integers", "ragged", 0),
+                                (2, 4000, 400, "gap", "all", 0), (2, 3001, 512, "infinite", "all", 1))],
       harness.GPUS)  # fmt: skip
 def test_every_schedule_of_the_gpu_gives_the_same_bits(case, target):
     """Keys kept in shared memory, candidates staged there, or the row read again; alone or by a cluster."""

@@ -60,7 +60,7 @@ struct Problem {
       for (i64 c = 0; c < dim; ++c) total[c] += part[c];
     }
     *args.d_weights.at(token, head) = 0.5f * sum_of_chains(sums);
-    if (args.only_weights) return;
+    if (args.operands.q.is_e4m3) return;
     for (i64 c = 0; c < dim; ++c) *args.d_q.at(token, head, c) = to_bf16(total[c]);
   }
 

@@ -120,7 +120,7 @@ static void query_block(const Problem& problem, i64 first, i64 tokens, i64 block
       load_factors<Lanes, true>(problem, first + t, t * heads, tokens * heads, problem.scratch.panels, key - block);
     }
   }
-  if (problem.args.only_weights) return;
+  if (problem.args.operands.q.is_e4m3) return;
   load_key_rows<T>(problem, block, keys);
   for (i64 t = 0; t < tokens; ++t) {
     const Span span = span_of(operands, first + t, block, kKeys);
@@ -149,7 +149,7 @@ static void query_group(const Problem& problem, i64 first, i64 tokens) {
   for (i64 row = 0; row < rows; ++row) {
     const i64 token = first + row / problem.heads, head = row % problem.heads;
     *args.d_weights.at(token, head) = 0.5f * sum_of_chains(scratch.sums + row * kSums);
-    if (!args.only_weights)
+    if (!args.operands.q.is_e4m3)
       avx2::store_row(args.d_q.at(token, head, 0), scratch.d_queries + row * problem.padded_dim, problem.dim, false);
   }
 }

@@ -93,10 +93,10 @@ i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim) {
 void indexer_logits_bwd_cpu(const IndexerLogitsBwdArgs& args) {
   const IndexerOperands& operands = args.operands;
   const i64 tokens = operands.q.shape[0], heads = operands.q.shape[1], dim = operands.q.shape[2];
-  check_windows("indexer_logits", operands.windows, operands.keys());
-  check_workspace("indexer_logits", args.workspace, indexer_logits_bwd_workspace_bytes(heads, dim));
+  check_windows("indexer_logits_bwd", operands.windows, operands.keys());
+  check_workspace("indexer_logits_bwd", args.workspace, indexer_logits_bwd_workspace_bytes(heads, dim));
   cpu::run_best(kQueryGradients, args, ceil_div(tokens, indexer_logits_bwd::group_of(heads)));
-  if (!args.only_weights) cpu::run_best(kKeyGradients, args, ceil_div(operands.keys(), indexer_logits_bwd::kKeys));
+  if (!operands.q.is_e4m3) cpu::run_best(kKeyGradients, args, ceil_div(operands.keys(), indexer_logits_bwd::kKeys));
 }
 
 }  // namespace glm5

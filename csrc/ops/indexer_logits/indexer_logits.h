@@ -26,6 +26,9 @@
 //                     keys in the window, ascending from zero, of fma(m, k[s], part).
 //   d_k[s]          = bf16 of the sum over the tokens whose window has s, ascending from zero; a token's part is the
 //                     chain over the heads, ascending from zero, of fma(m, q[t, h], part).
+// With e4m3 there is d_weights only. On sm_90a parts come from the tensor core, which multiplies m as the sum of two bf16;
+// blocks are of 64 keys; d_weights has chains over the keys s % 64 = i and i + 8 (i % 16 < 8), taken in turns, folded by
+// 4, 2, 1 and then over i / 16.
 #pragma once
 
 #include "core/indexer.h"
@@ -46,16 +49,16 @@ void indexer_logits_cpu(const IndexerLogitsArgs&);
 void indexer_logits_cuda(const IndexerLogitsArgs&, void* stream);
 
 struct IndexerLogitsBwdArgs {
-  IndexerOperands operands;     // dense; with e4m3 only the weights have a gradient
+  IndexerOperands operands;     // dense
   Tensor<const f32, 2> d_out;   // [tokens, keys]
-  bool only_weights;            // d_q and d_k are not wanted
-  Tensor<bf16, 3> d_q;          // [tokens, heads, dim]
-  Tensor<bf16, 2> d_k;          // [keys, dim]
+  Tensor<bf16, 3> d_q;          // [tokens, heads, dim]; [0, 0, 0] with e4m3
+  Tensor<bf16, 2> d_k;          // [keys, dim]; [0, 0] with e4m3
   Tensor<f32, 2> d_weights;     // [tokens, heads]
   Tensor<u8, 1> workspace;      // indexer_logits_bwd_workspace_bytes()
 };
 
-i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim);
+i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim);  // on the CPU; none on CUDA
 void indexer_logits_bwd_cpu(const IndexerLogitsBwdArgs&);
+void indexer_logits_bwd_cuda(const IndexerLogitsBwdArgs&, void* stream);
 
 }  // namespace glm5
