@@ -5,6 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._indexer import bytes_of, check_dense, check_paged, empty_gradients
 from glm5_ops.ops._indices import PAGE, check_block_table, check_windows
 from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
@@ -17,7 +18,15 @@ CONTRACT = Contract(
     windows="i32[tokens, 2]",
     k_scales="f32[keys] any?",
     out="f32[tokens, keys]",
+)
+BWD = Contract(
+    "indexer_logits_bwd",
     d_out="f32[tokens, keys]",
+    q="e4m3|bf16[tokens, heads, dim] strided",
+    k="e4m3|bf16[keys, dim] strided",
+    weights="f32[tokens, heads] strided",
+    windows="i32[tokens, 2]",
+    k_scales="f32[keys] any?",
     d_q="bf16[tokens, heads, dim]",
     d_k="bf16[keys, dim]",
     d_weights="f32[tokens, heads]",
@@ -35,14 +44,6 @@ PAGED = Contract(
 )
 
 
-def _check(q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None, **more: Tensor) -> dict:
-    lengths = CONTRACT.check(q=q, k=k, weights=weights, windows=windows, k_scales=k_scales, **more)
-    CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
-    with_scales = q.dtype == torch.float8_e4m3fn
-    CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
-    return lengths
-
-
 def _outputs(
     q: Tensor,
     k: Tensor,
@@ -51,7 +52,8 @@ def _outputs(
     k_scales: Tensor | None = None,
     check_indices: bool = False,
 ) -> Tensor:
-    return CONTRACT.empty("out", _check(q, k, weights, windows, k_scales), like=q)
+    lengths = check_dense(CONTRACT, q=q, k=k, weights=weights, windows=windows, k_scales=k_scales)
+    return CONTRACT.empty("out", lengths, like=q)
 
 
 @op(fake=_outputs)
@@ -101,16 +103,9 @@ def _outputs_paged(
     windows: Tensor,
     check_indices: bool = False,
 ) -> Tensor:
-    name = "e4m3_cache" if q.dtype == torch.float8_e4m3fn else "bf16_cache"
-    lengths = PAGED.check(
-        **{"q": q, "weights": weights, name: cache},
-        block_table=block_table, sequences=sequences, windows=windows,
-    )  # fmt: skip
-    if name == "e4m3_cache":
-        page_bytes = PAGE * (lengths["dim"] + 4)
-        PAGED.require(cache.shape[1] == page_bytes, "cache", f"u8[pages, 64*(dim+4)], {page_bytes} bytes a page", cache)
-    else:
-        PAGED.require(cache.stride(1) == lengths["dim"], "cache", "bf16 with row-major pages", cache)
+    lengths = check_paged(
+        PAGED, q=q, weights=weights, cache=cache, block_table=block_table, sequences=sequences, windows=windows
+    )
     lengths["positions"] = lengths["max_pages"] * PAGE
     return PAGED.empty("out", lengths, like=q)
 
@@ -146,18 +141,17 @@ def indexer_logits_paged(
         check_windows("indexer_logits_paged", windows, out.shape[1])
         check_block_table("indexer_logits_paged", block_table, sequences, windows, out.shape[1], cache.shape[0])
     workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
-    pages = cache if cache.dtype == torch.uint8 else cache.flatten(1).view(torch.uint8)
-    _native.indexer_logits_paged(q, weights, pages, block_table, sequences, windows, out, workspace, stream_of(q))
+    _native.indexer_logits_paged(
+        q, weights, bytes_of(cache), block_table, sequences, windows, out, workspace, stream_of(q)
+    )
     return out
 
 
 def _outputs_bwd(
     d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = _check(q, k, weights, windows, k_scales, d_out=d_out)
-    of_inputs = lengths if k_scales is None else dict.fromkeys(lengths, 0)
-    d_q, d_k = (CONTRACT.empty(name, of_inputs, like=q) for name in ("d_q", "d_k"))
-    return d_q, d_k, CONTRACT.empty("d_weights", lengths, like=q)
+    lengths = check_dense(BWD, q=q, k=k, weights=weights, windows=windows, k_scales=k_scales, d_out=d_out)
+    return empty_gradients(BWD, lengths, like=q, k_scales=k_scales)
 
 
 @op(fake=_outputs_bwd)
@@ -167,7 +161,7 @@ def indexer_logits_bwd(
     """The gradient of ``indexer_logits`` for ``d_out``, the gradient of its output.
 
     What stands in ``d_out`` outside the windows does not count. Sums run in f32 in an order that the windows alone fix.
-    Windows are looked at as there; a GPU cuts them to the keys.
+    Windows are looked at on CPUs; a GPU cuts them to the keys.
 
     Args:
         d_out: f32[tokens, keys].
