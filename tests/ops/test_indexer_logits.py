@@ -6,6 +6,7 @@ import torch
 from glm5_ops import indexer_logits, indexer_logits_bwd, indexer_logits_paged, reference
 from glm5_ops.ops._indices import check_block_table, check_windows
 from glm5_ops.reference.indexer_logits import keys_of
+from glm5_ops.workloads._compare import cosine_difference
 from glm5_ops.workloads._indexer import PAGE
 from glm5_ops.workloads.indexer_logits import (
     ANY_SIZES,
@@ -142,18 +143,13 @@ def test_a_cache_may_be_part_of_a_larger_one(case, target):
     harness.check_same_bits("strided pages", [indexer_logits_paged(**dict(inputs, cache=layers[:, 1]))], [expected])
 
 
-def _cosine_difference(x: torch.Tensor, y: torch.Tensor) -> float:
-    x, y = x.double(), y.double()
-    return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
-
-
 @over([IndexerLogitsCase(40, 300, heads, windows="causal") for heads in (32, 64)])
 def test_meets_deep_gemms_tolerance(case, target):
     inputs = case.inputs(target.device)
     got, exact = indexer_logits(**inputs), reference.indexer_logits(**dict(inputs, weights=inputs["weights"].double()))
     masked = exact == float("-inf")
     assert torch.equal(got == float("-inf"), masked) and masked.any()
-    assert _cosine_difference(got.masked_fill(masked, 0), exact.masked_fill(masked, 0)) < 5e-6
+    assert cosine_difference(got.masked_fill(masked, 0), exact.masked_fill(masked, 0)) < 5e-6
 
 
 @pytest.mark.parametrize("heads", [32, 64])
@@ -169,7 +165,7 @@ def test_quantised_scores_are_near_those_in_bf16(heads):
 
     (q, q_scales), (k, k_scales) = quantised(inputs["q"]), quantised(inputs["k"])
     got = indexer_logits(q, k, inputs["weights"] * q_scales, inputs["windows"], k_scales)
-    assert _cosine_difference(got, exact) < 1e-3
+    assert cosine_difference(got, exact) < 1e-3
 
 
 @over(EDGES_BWD)
@@ -242,7 +238,7 @@ def _exact_gradients(inputs: dict, names: tuple[str, ...] = ("q", "k", "weights"
 def test_autograd_gives_the_gradient_of_the_formula(case, target):
     inputs = case.inputs(target.device)
     for ours, exact in zip(_gradients(indexer_logits, inputs), _exact_gradients(inputs), strict=True):
-        assert ours.shape == exact.shape and _cosine_difference(ours, exact) < 7e-6
+        assert ours.shape == exact.shape and cosine_difference(ours, exact) < 7e-6
 
 
 @over([IndexerLogitsCase(21, 90, windows="random")])
@@ -250,7 +246,7 @@ def test_in_e4m3_the_weights_have_a_gradient(case, target):
     inputs = case.inputs(target.device)
     (ours,) = _gradients(indexer_logits, inputs, ("weights",))
     (exact,) = _exact_gradients(inputs, ("weights",))
-    assert ours.dtype == torch.float32 and _cosine_difference(ours, exact) < 1e-12
+    assert ours.dtype == torch.float32 and cosine_difference(ours, exact) < 1e-12
 
 
 def test_a_product_of_zero_has_no_gradient():

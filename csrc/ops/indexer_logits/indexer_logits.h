@@ -26,9 +26,9 @@
 //                     keys in the window, ascending from zero, of fma(m, k[s], part).
 //   d_k[s]          = bf16 of the sum over the tokens whose window has s, ascending from zero; a token's part is the
 //                     chain over the heads, ascending from zero, of fma(m, q[t, h], part).
-// With e4m3 there is d_weights only. On sm_90a parts come from the tensor core, which multiplies m as the sum of two bf16;
-// blocks are of 64 keys; d_weights has chains over the keys s % 64 = i and i + 8 (i % 16 < 8), taken in turns, folded by
-// 4, 2, 1 and then over i / 16.
+// With e4m3 there is d_weights only. On sm_90a the tensor core multiplies m as the sum of two bf16 and gives the parts; blocks
+// are of 64 keys; d_weights has a chain for each i < 64 with i % 16 < 8, over the keys s % 64 = i and i + 8 in turns, and
+// adds those of i and i ^ 1, of i and i ^ 2, of i and i ^ 4, and then over i / 16 ascending.
 #pragma once
 
 #include "core/indexer.h"

@@ -12,8 +12,9 @@
 //                (the chain over heads ascending, from zero, of a(h) * q[t, h]; 128 heads at a time)
 // each rounded to its tensor's type once. relu'(0) = 0. What stands in d_out beside an absent key does not count. With
 // e4m3 there is d_weights only. On CPU every instruction set gives the same bits.
-// On sm_90a the tensor cores multiply a as the sum of two bf16; d_weights has chains over j = i, i + 8, i + 64, .. (i % 16 < 8),
-// folded by 4, 2, 1 and then over i / 16; d_k is an exact sum of contributions rounded to fixed point (bwd_sm90.cu).
+// On sm_90a the tensor cores multiply a as the sum of two bf16 and add up d_q; d_weights has chains over j = i, i + 8,
+// i + 64, .. (i % 16 < 8), and adds those of i and i ^ 1, of i and i ^ 2, of i and i ^ 4, and then over i / 16; d_k is an
+// exact sum of contributions rounded to fixed point (bwd_sm90.cu).
 // Everywhere the order is fixed by the indices alone: the same bits from every run and thread count.
 #pragma once
 
