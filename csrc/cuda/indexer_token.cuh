@@ -1,7 +1,7 @@
-// The products of one token with 64 keys on sm_90a, for the kernels that take tokens one by one: indexer_logits_at and the
-// gradients. A block of 128 threads, one warpgroup, copies rows by cp.async into lines of 128 bytes (e4m3: one per row,
-// bf16: two) with the 128-byte swizzle, absent keys as zeros. Keys are wgmma's M operand, so that a lane holds the heads
-// (h / 2) % 4 = lane % 4 of two keys: the chains of the score's tree (ops/indexer_logits/indexer_logits.h).
+// The products of one token with 64 keys on sm_90a, for the kernels that take tokens one by one: indexer_logits_at and
+// the gradients. A block of 128 threads, one warpgroup, copies rows by cp.async into lines of 128 bytes (e4m3: one per
+// row, bf16: two) with the 128-byte swizzle, absent keys as zeros. Keys are wgmma's M operand, so that a lane holds the
+// heads (h / 2) % 4 = lane % 4 of two keys: the chains of the score's tree (ops/indexer_logits/indexer_logits.h).
 #pragma once
 
 #include "core/error.h"
@@ -19,8 +19,8 @@ struct Config {
   static constexpr bool kE4m3 = sizeof(Element) == 1;
   static constexpr int kHeads = kHeadsOf;
   static constexpr int kDim = 128;
-  static constexpr int kTile = 64;  // keys
-  static constexpr int kParts = kE4m3 ? 1 : 2;       // rows of 128 bytes that hold the dim
+  static constexpr int kTile = 64;              // keys
+  static constexpr int kParts = kE4m3 ? 1 : 2;  // rows of 128 bytes that hold the dim
   static constexpr int kColumns = 128 / static_cast<int>(sizeof(Element));
   static constexpr int kThreads = 128;
   static constexpr int kChunks = kTile * 8 / kThreads;  // pieces of 16 bytes that a thread copies for each part
@@ -101,7 +101,8 @@ template <class C>
 __device__ __forceinline__ void load_weights(f32 (&weights)[C::kHeads / 4], const IndexerOperands& operands, i64 token,
                                              const Lane& me) {
 #pragma unroll
-  for (int i = 0; i < C::kHeads / 4; ++i) weights[i] = __ldg(operands.weights.at(token, i / 2 * 8 + 2 * me.quad + i % 2));
+  for (int i = 0; i < C::kHeads / 4; ++i)
+    weights[i] = __ldg(operands.weights.at(token, i / 2 * 8 + 2 * me.quad + i % 2));
 }
 
 inline void check_limits(const IndexerOperands& operands, const char* op) {

@@ -16,8 +16,9 @@ struct alignas(1024) Gated {
 
 // This thread's part of a; g is that of its two keys, 0 for a key that does not count.
 template <class C>
-__device__ __forceinline__ void gate(Gated& to, const f32 (&products)[C::kHeads / 2], const f32 (&weights)[C::kHeads / 4],
-                                     const f32 (&g)[2], const bool (&counts)[2], const Lane& me) {
+__device__ __forceinline__ void gate(Gated& to, const f32 (&products)[C::kHeads / 2],
+                                     const f32 (&weights)[C::kHeads / 4], const f32 (&g)[2], const bool (&counts)[2],
+                                     const Lane& me) {
 #pragma unroll
   for (int group = 0; group < C::kHeads / 8; ++group) {
 #pragma unroll

@@ -22,8 +22,7 @@ IndexerOperands dense(const Q& q, const K& k, const F32Matrix& weights, const I3
 IndexerOperands paged(const Q& q, const F32Matrix& weights, const Argument<Tensor<const u8, 2>>& cache,
                       const I32Matrix& block_table, const Argument<Tensor<const i32, 1>>& sequences,
                       const I32Matrix& windows) {
-  return {q.tensor,     weights.tensor,     windows.tensor,  true, {}, {},
-          cache.tensor, block_table.tensor, sequences.tensor};
+  return {q.tensor, weights.tensor, windows.tensor, true, {}, {}, cache.tensor, block_table.tensor, sequences.tensor};
 }
 
 }  // namespace
@@ -76,8 +75,12 @@ void bind_indexer_logits(nb::module_& m) {
       [](F32Matrix d_out, Q q, K k, F32Matrix weights, I32Matrix windows, Argument<Tensor<const f32, 1>> k_scales,
          Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k, Argument<Tensor<f32, 2>> d_weights,
          Argument<Tensor<u8, 1>> workspace, u64 stream) {
-        const IndexerLogitsBwdArgs args{dense(q, k, weights, windows, k_scales), d_out.tensor, d_q.tensor,
-                                        d_k.tensor, d_weights.tensor, workspace.tensor};
+        const IndexerLogitsBwdArgs args{dense(q, k, weights, windows, k_scales),
+                                        d_out.tensor,
+                                        d_q.tensor,
+                                        d_k.tensor,
+                                        d_weights.tensor,
+                                        workspace.tensor};
         bind::run<indexer_logits_bwd_cpu, indexer_logits_bwd_cuda>(args, q.on_cuda, stream);
       },
       nb::arg("d_out"), nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("windows"), nb::arg("k_scales").none(),

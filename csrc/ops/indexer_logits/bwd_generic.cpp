@@ -14,7 +14,10 @@ struct Problem {
   i64 heads, dim, padded_dim;
 
   Problem(const IndexerLogitsBwdArgs& args, const Scratch& scratch)
-      : args(args), scratch(scratch), heads(args.operands.q.shape[1]), dim(args.operands.q.shape[2]),
+      : args(args),
+        scratch(scratch),
+        heads(args.operands.q.shape[1]),
+        dim(args.operands.q.shape[2]),
         padded_dim(round_up(dim, cpu::kGemmBlock)) {}
 
   void load_query(i64 token, i64 head) const {

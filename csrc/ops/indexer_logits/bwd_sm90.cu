@@ -1,5 +1,5 @@
-// The gradient of indexer_logits on sm_90a (the products: cuda/indexer_token_bwd.cuh), in two passes that each compute d
-// anew, so that nothing is added across blocks: no atomics, no scratch in memory.
+// The gradient of indexer_logits on sm_90a (the products: cuda/indexer_token_bwd.cuh), in two passes that each compute
+// d anew, so that nothing is added across blocks: no atomics, no scratch in memory.
 //
 //   queries  a block has one token and walks through the tiles of its window: d_weights, and d_q, whose part of 64 keys
 //            leaves the tensor core before it is added. Keys outside the window are zeros.
@@ -8,9 +8,9 @@
 //            are on their way, and its weights and gradients in registers. The first tiles, which causal windows give
 //            the most tokens, start first.
 //
-// Calculated per token and tile of 64 keys with 32 heads, not measured: 1.6 MFLOP in each pass (a counts twice), 0.26 us
-// of one SM's tensor core at 6 TFLOP/s. The first pass reads 16 KiB from the L2 for it, which 132 SMs have in 0.39 us at
-// 5.5 TB/s, the second 8 KiB: they are bound by the L2 and by the tensor core; 0.65 us of one SM together.
+// Calculated per token and tile of 64 keys with 32 heads, not measured: 1.6 MFLOP in each pass (a counts twice), 0.26
+// us of one SM's tensor core at 6 TFLOP/s. The first pass reads 16 KiB from the L2 for it, which 132 SMs have in 0.39
+// us at 5.5 TB/s, the second 8 KiB: they are bound by the L2 and by the tensor core; 0.65 us of one SM together.
 #include "cuda/indexer_token_bwd.cuh"
 #include "ops/indexer_logits/indexer_logits.h"
 
@@ -74,8 +74,8 @@ __device__ __forceinline__ void load_tile(const IndexerOperands& operands, const
 }
 
 template <class C, class Element>
-__global__ __launch_bounds__(C::kThreads)
-void indexer_logits_bwd_queries_kernel(const __grid_constant__ IndexerLogitsBwdArgs args) {
+__global__ __launch_bounds__(C::kThreads) void indexer_logits_bwd_queries_kernel(
+    const __grid_constant__ IndexerLogitsBwdArgs args) {
   extern __shared__ __align__(1024) u8 smem_base[];
   auto& smem = *reinterpret_cast<QueryStorage<C>*>(smem_base);
   const IndexerOperands& operands = args.operands;
@@ -186,8 +186,8 @@ __device__ __forceinline__ void add_to_d_k(f32 (&total)[64], const Gated& a, con
 }
 
 template <class C>
-__global__ __launch_bounds__(C::kThreads)
-void indexer_logits_bwd_keys_kernel(const __grid_constant__ IndexerLogitsBwdArgs args) {
+__global__ __launch_bounds__(C::kThreads) void indexer_logits_bwd_keys_kernel(
+    const __grid_constant__ IndexerLogitsBwdArgs args) {
   extern __shared__ __align__(1024) u8 smem_base[];
   auto& smem = *reinterpret_cast<KeyStorage<C>*>(smem_base);
   const IndexerOperands& operands = args.operands;

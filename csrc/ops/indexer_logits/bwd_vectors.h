@@ -62,7 +62,10 @@ struct Problem {
   i64 heads, dim, padded_dim;
 
   GLM5_INLINE Problem(const IndexerLogitsBwdArgs& args, const Scratch& scratch)
-      : args(args), scratch(scratch), heads(args.operands.q.shape[1]), dim(args.operands.q.shape[2]),
+      : args(args),
+        scratch(scratch),
+        heads(args.operands.q.shape[1]),
+        dim(args.operands.q.shape[2]),
         padded_dim(round_up(dim, cpu::kGemmBlock)) {}
 };
 
@@ -195,7 +198,8 @@ static void key_block(const Problem& problem, i64 block) {
     const i64 skipped = span.begin - block;
     for (i64 c = 0; c < problem.dim; c += cpu::kGemmBlock)
       add_chains<Lanes>(scratch.factors + skipped, 1, kKeys, scratch.queries + c * problem.heads, cpu::kGemmBlock,
-                        problem.heads, span.end - span.begin, round_up(smaller(cpu::kGemmBlock, problem.dim - c), kPanel),
+                        problem.heads, span.end - span.begin,
+                        round_up(smaller(cpu::kGemmBlock, problem.dim - c), kPanel),
                         scratch.d_keys + skipped * problem.padded_dim + c, problem.padded_dim);
   }
   for (i64 s = 0; s < keys; ++s)

@@ -2,9 +2,9 @@
 // (cuda/indexer_token_bwd.cuh). d_q stays in registers over all tiles; d_k is added to the sums of the keys.
 //
 // d_k is summed in fixed point: each contribution is rounded to a multiple of 2^-shift and added as a 64-bit integer,
-// which is exact, so that the order of the additions, which atomics leave open, cannot be seen. The shift is as great as
-// the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: one unit is at most 2^-29 of
-// the largest possible contribution, below the rounding of f32 for all but the tiniest. Contributions that are not
+// which is exact, so that the order of the additions, which atomics leave open, cannot be seen. The shift is as great
+// as the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: one unit is at most 2^-29
+// of the largest possible contribution, below the rounding of f32 for all but the tiniest. Contributions that are not
 // finite mark their key, whose gradient is then NaN.
 //
 // Calculated per token with 2048 keys and 32 heads, not measured: 84 MFLOP (a counts twice), 14 us of one SM's tensor
@@ -64,7 +64,9 @@ __global__ void maxima_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs arg
 }
 
 // The exponent above that of a magnitude; of zero a small one.
-__device__ __forceinline__ int exponent_above(u32 bits) { return bits == 0 ? -149 : static_cast<int>(bits >> 23) - 126; }
+__device__ __forceinline__ int exponent_above(u32 bits) {
+  return bits == 0 ? -149 : static_cast<int>(bits >> 23) - 126;
+}
 
 // One unit of the sums is 2^-shift. |contribution| < heads * 2^(sum of three exponents + 1), the 1 for roundings.
 __device__ __forceinline__ int shift_of(const Sums& sums, i64 contributions, int heads) {
@@ -118,8 +120,8 @@ __device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&d_k)[64]
 }
 
 template <class C, class Element>
-__global__ __launch_bounds__(C::kThreads)
-void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs args, Sums sums) {
+__global__ __launch_bounds__(C::kThreads) void indexer_logits_at_bwd_kernel(
+    const __grid_constant__ IndexerLogitsAtBwdArgs args, Sums sums) {
   extern __shared__ __align__(1024) u8 smem_base[];
   auto& smem = *reinterpret_cast<Storage<C>*>(smem_base);
   const IndexerOperands& operands = args.operands;
@@ -207,14 +209,14 @@ void indexer_logits_at_bwd_cuda(const IndexerLogitsAtBwdArgs& args, void* stream
     return few ? launch_bwd<e4m3, 32>(args, sums, device, stream) : launch_bwd<e4m3, 64>(args, sums, device, stream);
   }
   const auto blocks = [](i64 count) { return dim3(static_cast<unsigned>(count)); };
-  cuda::launch<clear_kernel>(kOp, device, {.blocks = blocks(smaller(ceil_div(sums.words, 256), 8 * device.sms)), .threads = 256},
+  cuda::launch<clear_kernel>(kOp, device,
+                             {.blocks = blocks(smaller(ceil_div(sums.words, 256), 8 * device.sms)), .threads = 256},
                              stream, sums);
   if (tokens > 0) {
     cuda::launch<maxima_kernel>(kOp, device, {.blocks = blocks(tokens), .threads = 128}, stream, args, sums);
     few ? launch_bwd<bf16, 32>(args, sums, device, stream) : launch_bwd<bf16, 64>(args, sums, device, stream);
   }
-  if (keys > 0)
-    cuda::launch<finish_kernel>(kOp, device, {.blocks = blocks(keys), .threads = 128}, stream, args, sums);
+  if (keys > 0) cuda::launch<finish_kernel>(kOp, device, {.blocks = blocks(keys), .threads = 128}, stream, args, sums);
 }
 
 }  // namespace glm5

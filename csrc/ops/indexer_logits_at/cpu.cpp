@@ -85,7 +85,7 @@ void indexer_logits_at_bwd_cpu(const IndexerLogitsAtBwdArgs& args) {
   const auto& shape = args.operands.q.shape;
   const i64 tokens = shape[0], dim = shape[2], keys = args.operands.k.shape[0], topk = args.indices.shape[1];
   cpu::check_workspace("indexer_logits_at_bwd", args.workspace,
-                  indexer_logits_at_bwd_workspace_bytes(tokens, topk, keys, shape[1], dim));
+                       indexer_logits_at_bwd_workspace_bytes(tokens, topk, keys, shape[1], dim));
   const bool with_qk = !args.operands.q.is_e4m3;
   const i64 padded = at::padded_dim(dim);
   f32* sums = reinterpret_cast<f32*>(at::aligned(args.workspace.data));

@@ -1,8 +1,8 @@
-// indexer_logits_at on sm_90a. While a tile of 64 keys is multiplied and scored, the next one is on its way; five or six
-// blocks share an SM and hide what is left of each other's latency.
+// indexer_logits_at on sm_90a. While a tile of 64 keys is multiplied and scored, the next one is on its way; five or
+// six blocks share an SM and hide what is left of each other's latency.
 //
-// Calculated per SM and tile of 64 keys, e4m3 and 32 heads, not measured: 64 clocks of tensor core, 8.25 KiB from the L2
-// at some 24 B per clock: 352 clocks. It is bound by the gather.
+// Calculated per SM and tile of 64 keys, e4m3 and 32 heads, not measured: 64 clocks of tensor core, 8.25 KiB from the
+// L2 at some 24 B per clock: 352 clocks. It is bound by the gather.
 #include "ops/indexer_logits_at/places_sm90.cuh"
 
 namespace glm5::at_sm90 {
@@ -31,8 +31,8 @@ __device__ __forceinline__ void sum_heads(f32 (&sums)[2], const f32 (&products)[
 }
 
 template <class C, class Element>
-__global__ __launch_bounds__(C::kThreads)
-void indexer_logits_at_kernel(const __grid_constant__ IndexerLogitsAtArgs args) {
+__global__ __launch_bounds__(C::kThreads) void indexer_logits_at_kernel(
+    const __grid_constant__ IndexerLogitsAtArgs args) {
   extern __shared__ __align__(1024) u8 smem_base[];
   auto& smem = *reinterpret_cast<Tiles<C>*>(smem_base);
   const IndexerOperands& operands = args.operands;
@@ -87,7 +87,8 @@ void indexer_logits_at_cuda(const IndexerLogitsAtArgs& args, void* stream) {
   if (args.indices.shape[0] == 0 || args.indices.shape[1] == 0) return;
   const cuda::Device device = cuda::require_sm90(kOp);
   const bool few = args.operands.q.shape[1] == 32;
-  if (args.operands.q.is_e4m3) return few ? launch_at<e4m3, 32>(args, device, stream) : launch_at<e4m3, 64>(args, device, stream);
+  if (args.operands.q.is_e4m3)
+    return few ? launch_at<e4m3, 32>(args, device, stream) : launch_at<e4m3, 64>(args, device, stream);
   few ? launch_at<bf16, 32>(args, device, stream) : launch_at<bf16, 64>(args, device, stream);
 }
 

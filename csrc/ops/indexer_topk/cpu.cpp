@@ -56,9 +56,8 @@ void indexer_topk_cpu(const IndexerTopkArgs& args) {
   const i64 tokens = operands.q.shape[0], keys = operands.keys();
   cpu::check_indexer_operands(op, operands);
   if (tokens == 0) return;
-  const indexer_topk::Work work{
-      args, cut_of(tokens, keys, operands.q.shape[1], operands.q.shape[2], args.indices.shape[1],
-                   args.margins.shape[0] > 0)};
+  const indexer_topk::Work work{args, cut_of(tokens, keys, operands.q.shape[1], operands.q.shape[2],
+                                             args.indices.shape[1], args.margins.shape[0] > 0)};
   cpu::check_workspace(op, args.workspace, work.cut.workspace_bytes());
   cpu::run_best(kSelect, work, work.cut.groups() * work.cut.parts);
   if (work.cut.parts > 1) cpu::run_best(kMerge, work, tokens);
