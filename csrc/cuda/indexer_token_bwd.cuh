@@ -14,18 +14,16 @@ struct alignas(1024) Gated {
   u8 half[2][64][128];  // high and low, [head][key], bf16, swizzled
 };
 
-// This thread's part of a; g is that of its two keys, 0 for a key that does not count.
+// This thread's part of a; g is that of its two keys. An absent key is zeros, and so is its part.
 template <class C>
 __device__ __forceinline__ void gate(Gated& to, const f32 (&products)[C::kHeads / 2],
-                                     const f32 (&weights)[C::kHeads / 4], const f32 (&g)[2], const bool (&counts)[2],
-                                     const Lane& me) {
+                                     const f32 (&weights)[C::kHeads / 4], const f32 (&g)[2], const Lane& me) {
 #pragma unroll
   for (int group = 0; group < C::kHeads / 8; ++group) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int head = 8 * group + 2 * me.quad + i % 2, key = me.row + 8 * (i / 2);
-      const bool is_open = counts[i / 2] && products[4 * group + i] > 0.0f;
-      const f32 a = is_open ? __fmul_rn(g[i / 2], weights[2 * group + i % 2]) : 0.0f;
+      const f32 a = products[4 * group + i] > 0.0f ? __fmul_rn(g[i / 2], weights[2 * group + i % 2]) : 0.0f;
       const int place = swizzled(head, key / 8) + key % 8 * 2;
       const bf16 high = to_bf16(a);
       *reinterpret_cast<bf16*>(&to.half[0][head][place]) = high;
@@ -34,17 +32,17 @@ __device__ __forceinline__ void gate(Gated& to, const f32 (&products)[C::kHeads 
   }
 }
 
-// chains[2 group + i] is that of the weight with the same number.
+// chains[2 group + i] is that of the weight with the same number; only keys that count enter them.
 template <class C>
 __device__ __forceinline__ void add_to_chains(f32 (&chains)[C::kHeads / 4], const f32 (&products)[C::kHeads / 2],
-                                              const f32 (&g)[2]) {
+                                              const f32 (&g)[2], const bool (&counts)[2]) {
 #pragma unroll
   for (int group = 0; group < C::kHeads / 8; ++group) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const f32 product = products[4 * group + i], relu = 0.5f * __fadd_rn(product, fabsf(product));
       f32& chain = chains[2 * group + i % 2];
-      chain = __fmaf_rn(g[i / 2], relu, chain);
+      chain = counts[i / 2] ? __fmaf_rn(g[i / 2], relu, chain) : chain;
     }
   }
 }

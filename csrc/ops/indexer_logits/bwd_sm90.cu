@@ -21,14 +21,14 @@ using namespace indexer_token;
 
 constexpr const char* kOp = "indexer_logits_bwd";
 
-// Cut to the keys; start <= end.
+// Cut to the keys; an empty one is [0, 0).
 struct Window {
   i64 start, end;
 
   __device__ __forceinline__ Window(const IndexerOperands& operands, i64 token)
       : start(max(__ldg(operands.windows.at(token, 0)), 0)),
         end(min(i64{__ldg(operands.windows.at(token, 1))}, operands.k.shape[0])) {
-    if (end < start) end = start;
+    if (end <= start) start = end = 0;
   }
   __device__ __forceinline__ bool has(i64 key) const { return start <= key && key < end; }
 };
@@ -105,9 +105,9 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_bwd_queries_kernel
       g[r] = counts[r] ? gradient_of(args, token, key) : 0.0f;
     }
     multiply<C>(products, smem.keys[stage], smem.queries);
-    add_to_chains<C>(chains, products, g);
+    add_to_chains<C>(chains, products, g, counts);
     if constexpr (!C::kE4m3) {
-      gate<C>(smem.a, products, weights, g, counts, me);
+      gate<C>(smem.a, products, weights, g, me);
       ptx::fence_proxy_async_shared();  // a, for wgmma
       __syncthreads();
       add_to_d_q<C>(d_q, smem.a, smem.keys[stage]);
@@ -142,7 +142,7 @@ struct TokenSearch {
       bool reaches = token < operands.q.shape[0];
       if (reaches) {
         const Window window(operands, token);
-        reaches = window.start < window.end && window.start < last_key && window.end > first_key;
+        reaches = window.start < last_key && window.end > first_key;
       }
       found = __ballot_sync(0xffffffff, reaches);
     }
@@ -217,7 +217,7 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_bwd_keys_kernel(
     __syncthreads();
     f32 products[C::kHeads / 2];
     multiply<C>(products, smem.keys, smem.queries[stage]);
-    gate<C>(smem.a, products, here.weights, here.g, here.counts, me);
+    gate<C>(smem.a, products, here.weights, here.g, me);
     ptx::fence_proxy_async_shared();  // a, for wgmma
     __syncthreads();
     add_to_d_k<C>(d_k, smem.a, smem.queries[stage], here.counts);

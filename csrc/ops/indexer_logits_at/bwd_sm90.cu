@@ -153,9 +153,9 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_at_bwd_kernel(
       if (C::kE4m3 && own[r] >= 0) g[r] = __fmul_rn(g[r], __ldg(operands.k_scales.at(own[r])));
     }
     multiply<C>(products, smem.tiles.keys[stage], smem.tiles.queries);
-    add_to_chains<C>(chains, products, g);
+    add_to_chains<C>(chains, products, g, {own[0] >= 0, own[1] >= 0});
     if constexpr (!C::kE4m3) {
-      gate<C>(smem.a, products, weights, g, {own[0] >= 0, own[1] >= 0}, me);
+      gate<C>(smem.a, products, weights, g, me);
       ptx::fence_proxy_async_shared();  // a, for wgmma
       __syncthreads();
       f32 d_k[64];
