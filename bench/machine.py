@@ -13,6 +13,11 @@ from glm5_ops import _native
 _GPU_FIELDS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
 
 
+def bf16_would_take_minutes(flops: int, device: torch.device) -> bool:
+    """Whether a product of this size is too much for torch, which does 10^9 a second without bf16 instructions."""
+    return device.type == "cpu" and flops > 1e10 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def machine(device: str) -> dict:
     """Processor, GPU with clocks and power, threads and versions."""
     found = {

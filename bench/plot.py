@@ -29,16 +29,17 @@ def plot(document: dict, file: Path) -> None:
 
 
 def _panel(panel, op: str, records: list[dict]) -> None:
-    contenders = list(records[0]["times"])
+    contenders = list(dict.fromkeys(name for record in records for name in record["times"]))
     step = len(contenders) + 1
     for i, name in enumerate(contenders):
-        times = [record["times"][name] for record in records]
+        rows = [r for r, record in enumerate(records) if name in record["times"]]
+        times = [records[r]["times"][name] for r in rows]
         medians = [time["median_us"] for time in times]
         spread = [
             [median - time["p20_us"] for median, time in zip(medians, times, strict=True)],
             [time["p80_us"] - median for median, time in zip(medians, times, strict=True)],
         ]
-        panel.barh([r * step + i for r in range(len(records))], medians, xerr=spread, label=name)
+        panel.barh([r * step + i for r in rows], medians, xerr=spread, label=name)
     panel.set_yticks([r * step + (step - 2) / 2 for r in range(len(records))], [r["case"] for r in records], fontsize=7)
     panel.invert_yaxis()
     panel.set_xscale("log")

@@ -24,11 +24,12 @@ MOST_SETS = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """A baseline with work that is not timed: ``prepare(**inputs)`` returns the call that is."""
+    """A baseline with work that is not timed: ``prepare(**inputs)`` returns the call that is,
+    or None where it leaves the case out."""
 
-    prepare: Callable[..., Callable[[], object]]
+    prepare: Callable[..., Callable[[], object] | None]
 
-    def call(self, inputs: dict) -> Callable[[], object]:
+    def call(self, inputs: dict) -> Callable[[], object] | None:
         return self.prepare(**inputs)
 
 
@@ -49,8 +50,8 @@ def copy_of_the_same_bytes(reference: Callable) -> Prepared:
     return Prepared(prepare)
 
 
-def bound(contender: Callable | Prepared, inputs: dict) -> Callable[[], object]:
-    """The call to time."""
+def bound(contender: Callable | Prepared, inputs: dict) -> Callable[[], object] | None:
+    """The call to time, or None."""
     return contender.call(inputs) if isinstance(contender, Prepared) else functools.partial(contender, **inputs)
 
 

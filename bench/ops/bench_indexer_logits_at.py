@@ -1,4 +1,4 @@
-"""indexer_logits_at and its gradient beside the reference in torch, a token at a time."""
+"""indexer_logits_at beside the reference in torch, a token at a time."""
 
 from glm5_ops import reference
 from glm5_ops.workloads.indexer_logits_at import GLM5, IndexerLogitsAtCase

@@ -27,9 +27,9 @@ struct IndexerTensor {
 
 // is_paged says which keys count: k and k_scales, or those from cache on.
 struct IndexerOperands {
-  IndexerTensor<3> q;             // e4m3 or bf16 [tokens, heads, dim], unit stride along dim
-  Tensor<const f32, 2> weights;   // [tokens, heads]
-  Tensor<const i32, 2> windows;   // [tokens, 2], the keys [start, end) of each token
+  IndexerTensor<3> q;            // e4m3 or bf16 [tokens, heads, dim], unit stride along dim
+  Tensor<const f32, 2> weights;  // [tokens, heads]
+  Tensor<const i32, 2> windows;  // [tokens, 2], the keys [start, end) of each token
   bool is_paged;
   IndexerTensor<2> k;             // the type of q, [keys, dim], unit stride along dim
   Tensor<const f32, 1> k_scales;  // [keys], with e4m3 only

@@ -1,10 +1,9 @@
 // The CPU door of fp8_gemm and gemm: parts, phases, and the tables of their implementations.
 #pragma once
 
-#include "core/error.h"
 #include "cpu/gemm.h"
 #include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/workspace_check.h"
 
 namespace glm5::cpu {
 
@@ -45,9 +44,7 @@ void run_phase(const GemmKernels<Args> (&table)[Entries], typename GemmKernels<A
 template <class Args, int Entries>
 void run_gemm(const char* op, const GemmKernels<Args> (&table)[Entries], const Args& args, const GemmSize& size) {
   if (size.batches == 0 || size.m == 0 || size.n == 0) return;
-  const i64 needed = gemm_workspace_bytes(size);
-  require(args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", thread_count(),
-          " threads; got u8[", args.workspace.shape[0], "]");
+  check_workspace(op, args.workspace, gemm_workspace_bytes(size));
   const GemmPart first = first_part(size);
   GemmTask<Args> task{args, first};
   GemmPart& part = task.part;

@@ -13,9 +13,9 @@
 
 namespace glm5::cpu {
 
-constexpr i64 kIndexerKeys = 1024;          // keys of a chunk
-constexpr i64 kIndexerMostTokens = 64;      // of a group
-constexpr i64 kIndexerPanelKeys = kPage;    // the widest panel; all widths divide kPage: a panel lies within a page
+constexpr i64 kIndexerKeys = 1024;        // keys of a chunk
+constexpr i64 kIndexerMostTokens = 64;    // of a group
+constexpr i64 kIndexerPanelKeys = kPage;  // the widest panel; all widths divide kPage: a panel lies within a page
 // Bytes of a group's packed queries: half of a 512 KiB L2 cache. Where AMX is, L2 has 2 MiB, and a longer group is
 // needed to hide the packing of keys.
 constexpr i64 kIndexerQueryBytes = 256 << 10, kIndexerTileQueryBytes = 512 << 10;
@@ -75,9 +75,7 @@ struct IndexerScratchSize {
     panel = kIndexerPanelKeys * shape.padded_dim() * (shape.with_amx ? 2 : 4);
     sums = shape.group() * 4 * kIndexerPanelKeys * 4;
   }
-  GLM5_INLINE i64 bytes() const {
-    return queries + 2 * rows + panel + kIndexerScaleBytes + sums + kIndexerStageBytes;
-  }
+  GLM5_INLINE i64 bytes() const { return queries + 2 * rows + panel + kIndexerScaleBytes + sums + kIndexerStageBytes; }
 };
 
 // 64 more: the workspace is aligned to a cache line inside.
@@ -97,8 +95,8 @@ struct IndexerScratch {
   GLM5_INLINE IndexerScratch(const Tensor<u8, 1>& workspace, const IndexerShape& shape, i64 thread) {
     const IndexerScratchSize size(shape);
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
-    queries = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address)) +
-              thread * size.bytes();
+    queries =
+        workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address)) + thread * size.bytes();
     weights = reinterpret_cast<f32*>(queries + size.queries);
     places = reinterpret_cast<i32*>(queries + size.queries + size.rows);
     panel = queries + size.queries + 2 * size.rows;

@@ -47,8 +47,11 @@ struct IndexerTiles {
   i64 heads, head_tiles, steps, stride;  // stride: bf16 from one tile of rows, or of pairs, to the next
 
   GLM5_INLINE IndexerTiles(const IndexerOperands& operands, const cpu::IndexerScratch& scratch)
-      : scratch(scratch), heads(operands.q.shape[1]), head_tiles(ceil_div(heads, kTile)),
-        steps(ceil_div(operands.q.shape[2], cpu::kGemmStep)), stride(round_up(steps, 2) * kTileBf16) {}
+      : scratch(scratch),
+        heads(operands.q.shape[1]),
+        head_tiles(ceil_div(heads, kTile)),
+        steps(ceil_div(operands.q.shape[2], cpu::kGemmStep)),
+        stride(round_up(steps, 2) * kTileBf16) {}
   GLM5_INLINE bf16* queries(i64 tile) const { return reinterpret_cast<bf16*>(scratch.queries) + tile * stride; }
   GLM5_INLINE bf16* keys(i64 tile) const { return reinterpret_cast<bf16*>(scratch.panel) + tile * stride; }
 };
@@ -77,8 +80,9 @@ static void load_panel(const IndexerOperands& operands, i64 token, i64 first, co
                      rows, operands.q.shape[2], tiles.keys(tile));
   }
   for (i64 j = 0; j < cpu::kIndexerPanelKeys; ++j)
-    tiles.scratch.scales[j] =
-        keys.scales == nullptr ? 0.5f : j < valid ? 0.5f * keys.scales[j * keys.scale_stride] : 0.0f;
+    tiles.scratch.scales[j] = keys.scales == nullptr ? 0.5f
+                              : j < valid            ? 0.5f * keys.scales[j * keys.scale_stride]
+                                                     : 0.0f;
 }
 
 // Result tiles of `row_tiles` tiles of queries from `row_tile` on and two tiles of keys from `key_tile` on.

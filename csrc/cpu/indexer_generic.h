@@ -45,8 +45,7 @@ struct Scorer {
     const i64 dim = operands.q.shape[2], stride = round_up(dim, cpu::kGemmBlock);
     f32* q = reinterpret_cast<f32*>(scratch.queries);
     f32* k = reinterpret_cast<f32*>(scratch.panel);
-    for (i64 h = 0; h < operands.q.shape[1]; ++h)
-      load_row<T>(operands.q.as<T>().at(token, h, 0), dim, q + h * stride);
+    for (i64 h = 0; h < operands.q.shape[1]; ++h) load_row<T>(operands.q.as<T>().at(token, h, 0), dim, q + h * stride);
     for (i64 s = span.begin; s < span.end; ++s) {
       const cpu::KeyRows key = cpu::indexer_keys(operands, token, s);
       load_row<T>(key.values, dim, k);

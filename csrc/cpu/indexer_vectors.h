@@ -102,9 +102,8 @@ static void score_run(const IndexerOperands& operands, const cpu::IndexerItem& i
   for (i64 i = first * 4 * kPanel; i < last * 4 * kPanel; i += kCount) Lanes::store(scratch.sums + i, Lanes::zero());
   cpu::for_row_blocks<Lanes::kStepRows>(
       last * heads,
-      [&]<int Rows>(cpu::RowCount<Rows>, i64 row) [[gnu::always_inline]] {
-        add_rows<Lanes, Rows>(scratch, item.tokens * heads, row, dim);
-      },
+      [&]<int Rows>(cpu::RowCount<Rows>, i64 row)
+          [[gnu::always_inline]] { add_rows<Lanes, Rows>(scratch, item.tokens * heads, row, dim); },
       first * heads);
   for (i64 t = first; t < last; ++t) {
     alignas(64) f32 row[kPanel];

@@ -48,14 +48,14 @@ GLM5_INLINE i64 topk_capacity(i64 keep, i64 longest) {
 
 // A word's candidates may be written beyond the capacity before the buffer is cut; 64 bytes align it.
 GLM5_INLINE i64 topk_buffer_bytes(i64 keep, i64 longest) {
-  return round_up(2 * (topk_capacity(keep, longest) + 2 * kTopkWord) * i64{sizeof(i32)} + 64, 64);
+  return round_up(2 * (topk_capacity(keep, longest) + kTopkWord) * i64{sizeof(i32)} + 64, 64);
 }
 
 GLM5_INLINE TopkStream topk_begin(u8* buffer, i64 keep, i64 longest) {
   const i64 capacity = topk_capacity(keep, longest);
   const u64 address = (reinterpret_cast<u64>(buffer) + 63) & ~u64{63};
   i32* orders = reinterpret_cast<i32*>(address);
-  return {orders, orders + capacity + 2 * kTopkWord, capacity, keep, 0, 0, 0.0f, ~u64{0}};
+  return {orders, orders + capacity + kTopkWord, capacity, keep, 0, 0, 0.0f, ~u64{0}};
 }
 
 // ---- The vector unit ----

@@ -1,5 +1,5 @@
-// A row of scores whose keys are shared out among threads: each part leaves its best candidates in a list, and the lists
-// of a row, one behind the other by index, are cut once more.
+// A row of scores whose keys are shared out among threads: each part leaves its best candidates in a list, and the
+// lists of a row, one behind the other by index, are cut once more.
 #pragma once
 
 #include "cpu/topk.h"
@@ -20,8 +20,11 @@ struct TopkParts {
   }
 
   GLM5_INLINE TopkParts(u8* row, i64 parts, i64 keep, i64 longest)
-      : parts(parts), entries(entries_of(keep, longest)), counts(reinterpret_cast<i32*>(row)),
-        orders(counts + 16 * parts), indices(orders + parts * entries) {}
+      : parts(parts),
+        entries(entries_of(keep, longest)),
+        counts(reinterpret_cast<i32*>(row)),
+        orders(counts + 16 * parts),
+        indices(orders + parts * entries) {}
 
   GLM5_INLINE void put(i64 part, const TopkChoice& best) const {
     counts[16 * part] = static_cast<i32>(best.count);

@@ -39,9 +39,7 @@ struct IndexerPlan {
   constexpr i64 items() const { return i64{blocks} * spans * splits; }
 };
 
-constexpr int indexer_queries(i64 heads) {
-  return static_cast<int>(kIndexerWarpgroups * kIndexerPairs / heads);
-}
+constexpr int indexer_queries(i64 heads) { return static_cast<int>(kIndexerWarpgroups * kIndexerPairs / heads); }
 
 // A given cut. tokens, keys > 0; heads divides 128.
 constexpr IndexerPlan indexer_plan(i64 tokens, i64 keys, i64 heads, int span_tiles, int most_blocks) {

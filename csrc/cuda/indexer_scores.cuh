@@ -29,9 +29,9 @@ struct IndexerTile {
   static constexpr int kHeads = kHeadsOf;
   static constexpr int kHalf = kIndexerPairs / kHeads;  // queries of a warpgroup
   static constexpr int kQueries = kIndexerWarpgroups * kHalf;
-  static constexpr int kParts = kE4m3 ? 1 : 2;     // rows of 128 bytes that hold the dim
-  static constexpr int kStages = kE4m3 ? 12 : 4;   // of keys: 64 to 96 KiB under way; latency asks for about 32
-  static constexpr int kQueryStages = 2;           // 32 or 64 KiB each
+  static constexpr int kParts = kE4m3 ? 1 : 2;    // rows of 128 bytes that hold the dim
+  static constexpr int kStages = kE4m3 ? 12 : 4;  // of keys: 64 to 96 KiB under way; latency asks for about 32
+  static constexpr int kQueryStages = 2;          // 32 or 64 KiB each
   static constexpr int kMathThreads = 128 * kIndexerWarpgroups, kMathWarps = kMathThreads / 32;
   static constexpr u32 kKeyBytes = kParts * kIndexerTile * 128 + (kE4m3 ? kIndexerTile * 4 : 0);
   static constexpr u32 kQueryBytes = kParts * kIndexerWarpgroups * kIndexerPairs * 128;

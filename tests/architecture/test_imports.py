@@ -96,6 +96,13 @@ def test_no_file_is_longer_than_600_lines():
     assert long == {}
 
 
+def test_no_launcher_waits_for_its_gpu():
+    """So that every op can be captured in a CUDA graph."""
+    waits = re.compile(r"cuda(Device|Stream|Event)Synchronize|cudaMemcpy\(|cudaMemset\(|cudaMalloc|cudaFree")
+    assert waits.search("cudaStreamSynchronize(stream)") and not waits.search("cudaMemset2DAsync(data)")
+    assert [str(p.relative_to(ROOT)) for p in sources() if CSRC in p.parents and waits.search(p.read_text())] == []
+
+
 def test_the_library_reads_no_environment():
     reads = re.compile(r"\bgetenv\(|os\.environ|os\.getenv")
     readers = [p for p in sources() if "tests" not in p.parts and reads.search(p.read_text())]

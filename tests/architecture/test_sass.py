@@ -19,6 +19,9 @@ INSTRUCTIONS = {
     r"gemm_bf16_kernel": {"HGMMA", "UTMALDG"},  # bf16 wgmma
     r"indexer_(logits|topk)_kernel.*e4m3": {"QGMMA", "UTMALDG"},
     r"indexer_(logits|topk)_kernel.*bf16": {"HGMMA", "UTMALDG"},
+    # Keys that lie anywhere come by cp.async.
+    r"indexer_logits_(at|at_bwd|bwd_queries)_kernel.*e4m3": {"QGMMA", "LDGSTS"},
+    r"indexer_logits_(at|at_bwd|bwd_queries|bwd_keys)_kernel.*bf16": {"HGMMA", "LDGSTS"},
 }
 # What ptxas says when it waits for every wgmma at once, or ignores setmaxnreg.
 WARNINGS = re.compile(r"\bC75\d\d\b")

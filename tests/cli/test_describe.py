@@ -22,8 +22,11 @@ def test_a_list_of_all(command):
 def test_a_document(command):
     (gemm,) = command("describe", "gemm", "--json").document["ops"]
     assert gemm["backward"] and gemm["contract"]["a"] == "bf16|f32[m, k] either" and gemm["edges"]
-    (into,) = command("describe", "gemm_into", "--json").document["ops"]
-    assert not into["backward"]
+    for op, line in (
+        ("gemm_into", "a"), ("indexer_logits_paged", "block_table"), ("indexer_logits_bwd", "d_weights"),
+    ):  # fmt: skip
+        (described,) = command("describe", op, "--json").document["ops"]
+        assert not described["backward"] and line in described["contract"]
 
 
 def test_files_are_named_in_a_checkout_and_omitted_elsewhere(command, monkeypatch):

@@ -7,8 +7,9 @@ import importlib
 import pytest
 import torch
 
-from glm5_ops import indexer_logits, indexer_logits_paged
-from glm5_ops.workloads.indexer_logits import IndexerLogitsCase, IndexerLogitsPagedCase
+from glm5_ops import indexer_logits, indexer_logits_at_bwd, indexer_logits_bwd, indexer_logits_paged
+from glm5_ops.workloads.indexer_logits import IndexerLogitsBwdCase, IndexerLogitsCase, IndexerLogitsPagedCase
+from glm5_ops.workloads.indexer_logits_at import IndexerLogitsAtBwdCase
 from tests import emulator, harness
 from tests.emulator.harness_target import emulated
 
@@ -66,6 +67,23 @@ def test_every_schedule_gives_the_same_bits(case, schedule):
         harness.check_same_bits(f"schedule {schedule}", [_cut(inputs, 2, 2)], [expected])
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s[0]}-{s[1]}")
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [
+        (indexer_logits_bwd, IndexerLogitsBwdCase(5, 150, windows="random")),
+        (indexer_logits_at_bwd, IndexerLogitsAtBwdCase(5, 60, 70, fill="any")),
+    ],
+    ids=["dense", "at"],
+)
+def test_every_schedule_gives_the_same_gradient(op, case, schedule):
+    inputs = case.inputs()
+    with emulated():
+        expected = op(**inputs)
+    with emulated(schedule=schedule[0], seed=schedule[1]):
+        harness.check_same_bits(f"schedule {schedule}", op(**inputs), expected)
+
+
 @pytest.mark.parametrize("dtype", ["e4m3", "bf16"])
 @pytest.mark.parametrize("keys", [1, 63, 64, 65, 127, 128, 129, 192])
 def test_tiles_end_where_keys_do(keys, dtype):
@@ -90,6 +108,16 @@ def test_windows_are_cut_to_the_keys():
     tame = dict(inputs, windows=torch.tensor([*cut, [0, 100], [7, 8]], dtype=torch.int32))
     with emulated():
         harness.check_same_bits("wild windows", [indexer_logits(**inputs)], [indexer_logits(**tame)])
+
+
+def test_windows_are_cut_to_the_keys_for_the_gradient_too():
+    inputs = IndexerLogitsBwdCase(4, 100).inputs()
+    inputs["d_out"] = inputs["d_out"].nan_to_num(1.0)
+    wild = torch.tensor([[-5, 30], [90, 2**31 - 1], [50, 20], [100, 200]], dtype=torch.int32)
+    tame = torch.tensor([[0, 30], [90, 100], [0, 0], [0, 0]], dtype=torch.int32)
+    with emulated():
+        expected = indexer_logits_bwd(**(inputs | {"windows": tame}))
+        harness.check_same_bits("wild windows", indexer_logits_bwd(**(inputs | {"windows": wild})), expected)
 
 
 @pytest.mark.parametrize("dtype", ["e4m3", "bf16"])

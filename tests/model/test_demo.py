@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from glm5_ops.cli import demo
+from glm5_ops.cli import _demo_indexer, demo
 from glm5_ops.cli._output import Output, UsageError
 from glm5_ops.model import Fp8Linear
 
@@ -47,6 +47,23 @@ def test_the_text_is_cut_into_what_is_learnt_and_what_is_kept():
     assert len(learn) > 10 * len(judge) > 10_000
     (stretch,) = (next(demo.batches(learn, SMALL, "cpu", seed)) for seed in (1,))
     assert stretch.shape == (SMALL.batch, SMALL.context + 1) and stretch.dtype == torch.long
+
+
+def test_the_indexer_finds_where_the_text_repeats_itself(capsys):
+    lines = b"".join(b"line %d has its own words\n" % (i * i) for i in range(160))
+    text = torch.frombuffer(bytearray(lines), dtype=torch.uint8)
+    found = _demo_indexer.show(text, "cpu", Output(False))
+    assert set(found["same"].values()) == {True} and len(found["same"]) == 6
+    context = text[found["place"] - 7 : found["place"] + 1].tolist()
+    for key in found["best"]:
+        assert key < found["place"] and text[key - 7 : key + 1].tolist() == context
+    assert capsys.readouterr().out.count(found["fingerprint"]) == 6
+
+
+def test_the_indexers_keys_are_those_before_the_place():
+    inputs = _demo_indexer.operands(torch.arange(300).to(torch.uint8), 50, "cpu")
+    assert inputs["windows"].tolist() == [[0, place] for place in range(250, 300)]
+    assert inputs["q"].shape == (50, 32, 128) and inputs["k"].shape == (300, 128)
 
 
 def test_the_command_trains_draws_and_writes(tmp_path, capsys, monkeypatch):

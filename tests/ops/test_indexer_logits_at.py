@@ -3,6 +3,7 @@ import torch
 
 import glm5_ops
 from glm5_ops import indexer_logits, indexer_logits_at, indexer_logits_at_bwd, reference
+from glm5_ops.workloads._compare import cosine_difference
 from glm5_ops.workloads.indexer_logits_at import (
     ANY_SIZES,
     ANY_SIZES_BWD,
@@ -84,11 +85,6 @@ def test_gradients_of_queries_do_not_depend_on_the_batch(case, target):
         harness.check_same_bits("d_q and d_weights", [d_q_part, d_weights_part], [d_q[begin:end], d_weights[begin:end]])
 
 
-def _cosine_difference(x, y):
-    x, y = x.double().flatten(), y.double().flatten()
-    return float(1 - 2 * (x * y).sum() / (x.square().sum() + y.square().sum()))
-
-
 @over([IndexerLogitsAtCase(16, 200, 96, fill=fill) for fill in ("chosen", "any")])
 def test_autograd_gives_the_gradient_of_the_formula(case, target):
     inputs = case.inputs(target.device)
@@ -102,7 +98,7 @@ def test_autograd_gives_the_gradient_of_the_formula(case, target):
         torch.where(present, out, 0.0).backward(d_out.to(out.dtype))
     for name in names:
         # d_q and d_k are rounded to bf16: 2^-9 of a value, which is 4e-6 of a cosine
-        assert _cosine_difference(leaves[name].grad, exact[name].grad) < 7e-6, name
+        assert cosine_difference(leaves[name].grad, exact[name].grad) < 7e-6, name
 
 
 @over([IndexerLogitsAtCase(5, 60, 40, dtype="e4m3")])
@@ -114,7 +110,7 @@ def test_e4m3_trains_the_weights_of_the_heads_alone(case, target):
     exact = inputs["weights"].double().requires_grad_()
     expected = reference.indexer_logits_at(**(inputs | {"weights": exact}))
     torch.where(expected.isfinite(), expected, 0.0).sum().backward()
-    assert _cosine_difference(weights.grad, exact.grad) < 1e-10
+    assert cosine_difference(weights.grad, exact.grad) < 1e-10
 
 
 @over([IndexerLogitsAtBwdCase(4, 30, 20)])

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from glm5_ops import indexer_logits, indexer_logits_paged, indexer_topk, indexer_topk_paged, topk_select
+from glm5_ops import _native, indexer_logits, indexer_logits_paged, indexer_topk, indexer_topk_paged, topk_select
 from glm5_ops.workloads.indexer_topk import (
     ANY_SIZES,
     EDGES,
@@ -122,6 +122,24 @@ def test_all_keys_of_a_short_window_are_chosen(case, target):
     indices, margins, _ = indexer_topk(**(inputs | {"topk": case.keys + 5}))
     for row, margin, (begin, end) in zip(indices.tolist(), margins.tolist(), inputs["windows"].tolist(), strict=True):
         assert row == [*range(begin, end), *[-1] * (case.keys + 5 - end + begin)] and margin == float("inf")
+
+
+def test_scratch_grows_neither_with_keys_nor_with_tokens():
+    for bytes_of in (_native.indexer_topk_workspace_bytes, _native.indexer_topk_cuda_workspace_bytes):
+        sizes = [bytes_of(tokens, keys, 32, 128, 2048, False) for tokens in (4096, 131072) for keys in (2**15, 2**20)]
+        assert max(sizes) <= 1.01 * min(sizes) < 96 << 20
+
+
+@over([IndexerTopkCase(37, 1000, topk=50)], [t for t in harness.TARGETS if t.device == "cuda"])
+def test_is_captured_in_a_graph(case, target):
+    inputs = case.inputs(target.device)
+    expected = indexer_topk(**inputs)  # also loads the kernels, which a capture must not do
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = indexer_topk(**inputs)
+    for _ in range(3):
+        graph.replay()
+        harness.check_same_bits("replay", got, expected)
 
 
 MEMORY = r"""

@@ -22,10 +22,10 @@ void indexer_cache_append_cpu(const IndexerCacheAppendArgs& args) {
   check_positions("indexer_cache_append", args.positions, args.cos_sin.shape[0]);
   static constexpr cpu::Implementation<IndexerCacheAppendArgs> implementations[] = {
 #if defined(__x86_64__)
-      {cpu::Isa::avx512, avx512::indexer_cache_append},
-      {cpu::Isa::avx2, avx2::indexer_cache_append},
+    {cpu::Isa::avx512, avx512::indexer_cache_append},
+    {cpu::Isa::avx2, avx2::indexer_cache_append},
 #endif
-      {cpu::Isa::generic, generic::indexer_cache_append},
+    {cpu::Isa::generic, generic::indexer_cache_append},
   };
   cpu::run_best(implementations, args, args.k.shape[0], 64);  // 64 tokens: some 10 us, more than waking a thread costs
 }

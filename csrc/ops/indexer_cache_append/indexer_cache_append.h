@@ -22,20 +22,20 @@
 
 namespace glm5 {
 
-constexpr i64 kIndexDim = 128;      // values of an index key
-constexpr i64 kIndexRopePairs = 32; // of them turned: the first 64
+constexpr i64 kIndexDim = 128;       // values of an index key
+constexpr i64 kIndexRopePairs = 32;  // of them turned: the first 64
 
 struct IndexerCacheAppendArgs {
-  FloatTensor<2> k;              // bf16 or f32 [tokens, 128], unit stride along the second dimension
-  FloatTensor<1> norm_weight;    // bf16 or f32 [128], contiguous
-  FloatTensor<1> norm_bias;      // of norm_weight's type
+  FloatTensor<2> k;            // bf16 or f32 [tokens, 128], unit stride along the second dimension
+  FloatTensor<1> norm_weight;  // bf16 or f32 [128], contiguous
+  FloatTensor<1> norm_bias;    // of norm_weight's type
   f32 eps;
   Tensor<const i32, 1> positions;    // [tokens], rows of cos_sin
   Tensor<const f32, 3> cos_sin;      // [max_positions, 32, 2], row-major
   Tensor<const i64, 1> cache_slots;  // [tokens], page * 64 + row, or -1
   bool hadamard, power_of_two;
-  Tensor<u8, 2> byte_cache;      // [pages, 64 * 132], unit stride along the second; or
-  Tensor<bf16, 3> bf16_cache;    // [pages, 64, 128], contiguous pages; one of the two exists
+  Tensor<u8, 2> byte_cache;    // [pages, 64 * 132], unit stride along the second; or
+  Tensor<bf16, 3> bf16_cache;  // [pages, 64, 128], contiguous pages; one of the two exists
 };
 
 GLM5_INLINE i64 pages_of(const IndexerCacheAppendArgs& args) {

@@ -98,8 +98,8 @@ __device__ __forceinline__ void store_bytes(const Values& x, const IndexerCacheA
 }
 
 template <class T, class Weight>
-__global__ __launch_bounds__(Config::kThreads)
-void indexer_cache_append_kernel(const __grid_constant__ IndexerCacheAppendArgs args) {
+__global__ __launch_bounds__(Config::kThreads) void indexer_cache_append_kernel(
+    const __grid_constant__ IndexerCacheAppendArgs args) {
   const i64 token = i64{blockIdx.x} * Config::kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (token >= args.k.shape[0]) return;

@@ -22,8 +22,7 @@ IndexerOperands dense(const Q& q, const K& k, const F32Matrix& weights, const I3
 IndexerOperands paged(const Q& q, const F32Matrix& weights, const Argument<Tensor<const u8, 2>>& cache,
                       const I32Matrix& block_table, const Argument<Tensor<const i32, 1>>& sequences,
                       const I32Matrix& windows) {
-  return {q.tensor,     weights.tensor,     windows.tensor,  true, {}, {},
-          cache.tensor, block_table.tensor, sequences.tensor};
+  return {q.tensor, weights.tensor, windows.tensor, true, {}, {}, cache.tensor, block_table.tensor, sequences.tensor};
 }
 
 }  // namespace
@@ -73,16 +72,19 @@ void bind_indexer_logits(nb::module_& m) {
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "indexer_logits_bwd",
-      [](Q q, K k, F32Matrix weights, I32Matrix windows, Argument<Tensor<const f32, 1>> k_scales, F32Matrix d_out,
-         bool only_weights, Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k,
-         Argument<Tensor<f32, 2>> d_weights, Argument<Tensor<u8, 1>> workspace) {
-        const IndexerOperands operands = dense(q, k, weights, windows, k_scales);
-        require(!q.on_cuda, "indexer_logits: the gradient runs on the CPU only");
-        indexer_logits_bwd_cpu({operands, d_out.tensor, only_weights, d_q.tensor, d_k.tensor, d_weights.tensor,
-                                workspace.tensor});
+      [](F32Matrix d_out, Q q, K k, F32Matrix weights, I32Matrix windows, Argument<Tensor<const f32, 1>> k_scales,
+         Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k, Argument<Tensor<f32, 2>> d_weights,
+         Argument<Tensor<u8, 1>> workspace, u64 stream) {
+        const IndexerLogitsBwdArgs args{dense(q, k, weights, windows, k_scales),
+                                        d_out.tensor,
+                                        d_q.tensor,
+                                        d_k.tensor,
+                                        d_weights.tensor,
+                                        workspace.tensor};
+        bind::run<indexer_logits_bwd_cpu, indexer_logits_bwd_cuda>(args, q.on_cuda, stream);
       },
-      nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("windows"), nb::arg("k_scales").none(), nb::arg("d_out"),
-      nb::arg("only_weights"), nb::arg("d_q"), nb::arg("d_k"), nb::arg("d_weights"), nb::arg("workspace"),
+      nb::arg("d_out"), nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("windows"), nb::arg("k_scales").none(),
+      nb::arg("d_q"), nb::arg("d_k"), nb::arg("d_weights"), nb::arg("workspace"), nb::arg("stream"),
       nb::call_guard<nb::gil_scoped_release>());
   m.def("indexer_logits_bwd_workspace_bytes", &indexer_logits_bwd_workspace_bytes, nb::arg("heads"), nb::arg("dim"));
   m.def("indexer_logits_workspace_bytes", &indexer_logits_workspace_bytes, nb::arg("heads"), nb::arg("dim"));

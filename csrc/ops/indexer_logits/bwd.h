@@ -1,8 +1,8 @@
 // How the gradient's work is cut on a CPU, and where its scratch lies.
 //
-// Two passes, each of which computes the products d anew: no partial sums are kept, and nothing depends on the number of
-// threads. Pass 1, an item: a group of tokens against all their keys, for d_q and d_weights. Pass 2, an item: a block of
-// 128 keys against all tokens that see one, for d_k.
+// Two passes, each of which computes the products d anew: no partial sums are kept, and nothing depends on the number
+// of threads. Pass 1, an item: a group of tokens against all their keys, for d_q and d_weights. Pass 2, an item: a
+// block of 128 keys against all tokens that see one, for d_k.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -39,8 +39,9 @@ struct Scratch {
   GLM5_INLINE Scratch(const Tensor<u8, 1>& workspace, i64 heads, i64 dim, i64 thread) {
     const ScratchSize size(heads, dim);
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
-    queries = reinterpret_cast<f32*>(workspace.data + (round_up(static_cast<i64>(address), 64) -
-                                                       static_cast<i64>(address))) + thread * size.values();
+    queries =
+        reinterpret_cast<f32*>(workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address))) +
+        thread * size.values();
     d_queries = queries + size.row_values() + 16 * cpu::kGemmBlock;
     factors = d_queries + size.row_values();
     panels = factors + size.rows * kKeys;

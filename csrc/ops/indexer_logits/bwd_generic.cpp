@@ -14,7 +14,10 @@ struct Problem {
   i64 heads, dim, padded_dim;
 
   Problem(const IndexerLogitsBwdArgs& args, const Scratch& scratch)
-      : args(args), scratch(scratch), heads(args.operands.q.shape[1]), dim(args.operands.q.shape[2]),
+      : args(args),
+        scratch(scratch),
+        heads(args.operands.q.shape[1]),
+        dim(args.operands.q.shape[2]),
         padded_dim(round_up(dim, cpu::kGemmBlock)) {}
 
   void load_query(i64 token, i64 head) const {
@@ -60,7 +63,7 @@ struct Problem {
       for (i64 c = 0; c < dim; ++c) total[c] += part[c];
     }
     *args.d_weights.at(token, head) = 0.5f * sum_of_chains(sums);
-    if (args.only_weights) return;
+    if (args.operands.q.is_e4m3) return;
     for (i64 c = 0; c < dim; ++c) *args.d_q.at(token, head, c) = to_bf16(total[c]);
   }
 

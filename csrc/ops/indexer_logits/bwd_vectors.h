@@ -62,7 +62,10 @@ struct Problem {
   i64 heads, dim, padded_dim;
 
   GLM5_INLINE Problem(const IndexerLogitsBwdArgs& args, const Scratch& scratch)
-      : args(args), scratch(scratch), heads(args.operands.q.shape[1]), dim(args.operands.q.shape[2]),
+      : args(args),
+        scratch(scratch),
+        heads(args.operands.q.shape[1]),
+        dim(args.operands.q.shape[2]),
         padded_dim(round_up(dim, cpu::kGemmBlock)) {}
 };
 
@@ -120,7 +123,7 @@ static void query_block(const Problem& problem, i64 first, i64 tokens, i64 block
       load_factors<Lanes, true>(problem, first + t, t * heads, tokens * heads, problem.scratch.panels, key - block);
     }
   }
-  if (problem.args.only_weights) return;
+  if (problem.args.operands.q.is_e4m3) return;
   load_key_rows<T>(problem, block, keys);
   for (i64 t = 0; t < tokens; ++t) {
     const Span span = span_of(operands, first + t, block, kKeys);
@@ -149,7 +152,7 @@ static void query_group(const Problem& problem, i64 first, i64 tokens) {
   for (i64 row = 0; row < rows; ++row) {
     const i64 token = first + row / problem.heads, head = row % problem.heads;
     *args.d_weights.at(token, head) = 0.5f * sum_of_chains(scratch.sums + row * kSums);
-    if (!args.only_weights)
+    if (!args.operands.q.is_e4m3)
       avx2::store_row(args.d_q.at(token, head, 0), scratch.d_queries + row * problem.padded_dim, problem.dim, false);
   }
 }
@@ -195,7 +198,8 @@ static void key_block(const Problem& problem, i64 block) {
     const i64 skipped = span.begin - block;
     for (i64 c = 0; c < problem.dim; c += cpu::kGemmBlock)
       add_chains<Lanes>(scratch.factors + skipped, 1, kKeys, scratch.queries + c * problem.heads, cpu::kGemmBlock,
-                        problem.heads, span.end - span.begin, round_up(smaller(cpu::kGemmBlock, problem.dim - c), kPanel),
+                        problem.heads, span.end - span.begin,
+                        round_up(smaller(cpu::kGemmBlock, problem.dim - c), kPanel),
                         scratch.d_keys + skipped * problem.padded_dim + c, problem.padded_dim);
   }
   for (i64 s = 0; s < keys; ++s)

@@ -1,8 +1,4 @@
-#include "core/error.h"
-#include "core/window_check.h"
-#include "cpu/indexer.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/indexer_door.h"
 #include "ops/indexer_logits/bwd.h"
 
 namespace glm5 {
@@ -57,33 +53,19 @@ constexpr cpu::Implementation<IndexerLogitsBwdArgs> kKeyGradients[] = {
     {cpu::Isa::generic, generic::indexer_logits_bwd_keys},
 };
 
-void check_workspace(const char* op, const Tensor<u8, 1>& workspace, i64 needed) {
-  require(workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", cpu::thread_count(),
-          " threads; got u8[", workspace.shape[0], "]");
-}
-
-cpu::IndexerShape shape_of(i64 heads, i64 dim) { return {heads, dim, cpu::current_isa() == cpu::Isa::amx}; }
-
 }  // namespace
 
 i64 indexer_logits_workspace_bytes(i64 heads, i64 dim) {
-  return cpu::indexer_workspace_size(shape_of(heads, dim), cpu::thread_count());
+  return cpu::indexer_workspace_size(cpu::indexer_shape(heads, dim), cpu::thread_count());
 }
 
 void indexer_logits_cpu(const IndexerLogitsArgs& args) {
   const IndexerOperands& operands = args.operands;
   const char* op = operands.is_paged ? "indexer_logits_paged" : "indexer_logits";
   const i64 tokens = operands.q.shape[0], heads = operands.q.shape[1], dim = operands.q.shape[2];
-  const i64 keys = operands.keys();
-  check_windows(op, operands.windows, keys);
-  if (operands.is_paged) {
-    const auto address = reinterpret_cast<std::uintptr_t>(operands.cache.data);
-    require(address % 4 == 0 && operands.cache.stride[0] % 4 == 0, op,
-            ": the pages of cache must lie at multiples of 4 bytes; their distance is ", operands.cache.stride[0]);
-    check_block_table(op, operands.block_table, operands.sequences, operands.windows, keys, operands.cache.shape[0]);
-  }
-  check_workspace(op, args.workspace, indexer_logits_workspace_bytes(heads, dim));
-  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, keys, shape_of(heads, dim).group()));
+  cpu::check_indexer_operands(op, operands);
+  cpu::check_workspace(op, args.workspace, indexer_logits_workspace_bytes(heads, dim));
+  cpu::run_best(kScore, args, cpu::IndexerItem::count(tokens, operands.keys(), cpu::indexer_shape(heads, dim).group()));
 }
 
 i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim) {
@@ -93,10 +75,10 @@ i64 indexer_logits_bwd_workspace_bytes(i64 heads, i64 dim) {
 void indexer_logits_bwd_cpu(const IndexerLogitsBwdArgs& args) {
   const IndexerOperands& operands = args.operands;
   const i64 tokens = operands.q.shape[0], heads = operands.q.shape[1], dim = operands.q.shape[2];
-  check_windows("indexer_logits", operands.windows, operands.keys());
-  check_workspace("indexer_logits", args.workspace, indexer_logits_bwd_workspace_bytes(heads, dim));
+  cpu::check_indexer_operands("indexer_logits_bwd", operands);
+  cpu::check_workspace("indexer_logits_bwd", args.workspace, indexer_logits_bwd_workspace_bytes(heads, dim));
   cpu::run_best(kQueryGradients, args, ceil_div(tokens, indexer_logits_bwd::group_of(heads)));
-  if (!args.only_weights) cpu::run_best(kKeyGradients, args, ceil_div(operands.keys(), indexer_logits_bwd::kKeys));
+  if (!operands.q.is_e4m3) cpu::run_best(kKeyGradients, args, ceil_div(operands.keys(), indexer_logits_bwd::kKeys));
 }
 
 }  // namespace glm5

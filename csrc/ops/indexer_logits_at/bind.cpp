@@ -35,8 +35,13 @@ void bind_indexer_logits_at(nb::module_& m) {
          Argument<Tensor<const f32, 2>> weights, Argument<Tensor<const i32, 2>> indices,
          Argument<Tensor<const f32, 1>> k_scales, Argument<Tensor<bf16, 3>> d_q, Argument<Tensor<bf16, 2>> d_k,
          Argument<Tensor<f32, 2>> d_weights, Argument<Tensor<u8, 1>> workspace, u64 stream) {
-        const IndexerLogitsAtBwdArgs args{operands_of(q, k, weights, k_scales), indices.tensor, d_out.tensor, d_q.tensor,
-                                          d_k.tensor, d_weights.tensor, workspace.tensor};
+        const IndexerLogitsAtBwdArgs args{operands_of(q, k, weights, k_scales),
+                                          indices.tensor,
+                                          d_out.tensor,
+                                          d_q.tensor,
+                                          d_k.tensor,
+                                          d_weights.tensor,
+                                          workspace.tensor};
         bind::run<indexer_logits_at_bwd_cpu, indexer_logits_at_bwd_cuda>(args, q.on_cuda, stream);
       },
       nb::arg("d_out"), nb::arg("q"), nb::arg("k"), nb::arg("weights"), nb::arg("indices"), nb::arg("k_scales").none(),

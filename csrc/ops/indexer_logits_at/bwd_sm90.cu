@@ -1,19 +1,16 @@
-// The gradient of indexer_logits_at on sm_90a: one warpgroup per token, three products for every 64 places.
-//
-//   d[key, head]        = k q^T                 as in the forward pass
-//   a[head][key]        = d > 0 ? g w : 0       as two bf16, high and low, through shared memory: a line per head
-//   d_q^T[dim, head]    += k^T a^T               in registers over all tiles
-//   d_k[key, dim]        = a^T q                 added to the sums of the keys
+// The gradient of indexer_logits_at on sm_90a: one warpgroup per token, three products for every 64 places
+// (cuda/indexer_token_bwd.cuh). d_q stays in registers over all tiles; d_k is added to the sums of the keys.
 //
 // d_k is summed in fixed point: each contribution is rounded to a multiple of 2^-shift and added as a 64-bit integer,
-// which is exact, so that the order of the additions, which atomics leave open, cannot be seen. The shift is as great as
-// the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: one unit is at most 2^-29 of
-// the largest possible contribution, below the rounding of f32 for all but the tiniest. Contributions that are not
+// which is exact, so that the order of the additions, which atomics leave open, cannot be seen. The shift is as great
+// as the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: one unit is at most 2^-29
+// of the largest possible contribution, below the rounding of f32 for all but the tiniest. Contributions that are not
 // finite mark their key, whose gradient is then NaN.
 //
 // Calculated per token with 2048 keys and 32 heads, not measured: 84 MFLOP (a counts twice), 14 us of one SM's tensor
 // core at 6 TFLOP/s, 0.11 us of all; 2 MiB of 64-bit reductions in the L2, 0.9 us at 2.4 TB/s. It is bound by these.
-#include "ops/indexer_logits_at/tile_sm90.cuh"
+#include "cuda/indexer_token_bwd.cuh"
+#include "ops/indexer_logits_at/places_sm90.cuh"
 
 namespace glm5::at_sm90 {
 namespace {
@@ -67,7 +64,9 @@ __global__ void maxima_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs arg
 }
 
 // The exponent above that of a magnitude; of zero a small one.
-__device__ __forceinline__ int exponent_above(u32 bits) { return bits == 0 ? -149 : static_cast<int>(bits >> 23) - 126; }
+__device__ __forceinline__ int exponent_above(u32 bits) {
+  return bits == 0 ? -149 : static_cast<int>(bits >> 23) - 126;
+}
 
 // One unit of the sums is 2^-shift. |contribution| < heads * 2^(sum of three exponents + 1), the 1 for roundings.
 __device__ __forceinline__ int shift_of(const Sums& sums, i64 contributions, int heads) {
@@ -82,63 +81,20 @@ __device__ __forceinline__ f64 power_of_two(int exponent) { return scalbn(1.0, e
 template <class C>
 struct Storage {
   Tiles<C> tiles;
-  alignas(1024) u8 a[2][64][128];  // high and low, [head][key], bf16, swizzled
+  Gated a;
   alignas(16) f32 d_weights[4][C::kHeads];
 };
-
-// a of this thread's products, and its chains of d_weights.
-template <class C>
-__device__ __forceinline__ void weigh(const f32 (&products)[C::kHeads / 2], const f32 (&weights)[C::kHeads / 4],
-                                      const f32 (&g)[2], f32 (&chains)[C::kHeads / 4], Storage<C>& smem,
-                                      const Lane& me) {
-#pragma unroll
-  for (int group = 0; group < C::kHeads / 8; ++group) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const f32 product = products[4 * group + i], relu = 0.5f * __fadd_rn(product, fabsf(product));
-      f32& chain = chains[2 * group + i % 2];
-      chain = __fmaf_rn(g[i / 2], relu, chain);
-      const int head = 8 * group + 2 * me.quad + i % 2, key = me.row + 8 * (i / 2);
-      const f32 a = product > 0.0f ? __fmul_rn(g[i / 2], weights[2 * group + i % 2]) : 0.0f;
-      const int place = swizzled(head, key / 8) + key % 8 * 2;
-      const bf16 high = to_bf16(a);
-      *reinterpret_cast<bf16*>(&smem.a[0][head][place]) = high;
-      *reinterpret_cast<bf16*>(&smem.a[1][head][place]) = to_bf16(__fsub_rn(a, to_f32(high)));
-    }
-  }
-}
 
 // d_q^T += k^T a^T and d_k = a^T q for a tile; waits for both.
 template <class C>
 __device__ __forceinline__ void multiply_back(f32 (&d_q)[2][C::kHeads / 2], f32 (&d_k)[64], const Storage<C>& smem,
                                               int stage, bool is_first) {
-  using ptx::Major;
   ptx::pin(d_q[0]);
   ptx::pin(d_q[1]);
   ptx::pin(d_k);
   ptx::wgmma_fence();
-  const u64 queries = ptx::wgmma_descriptor_row_major(smem.tiles.queries[0]);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const u64 a_by_key = ptx::wgmma_descriptor(smem.a[half]);
-    const u64 a_by_head = ptx::wgmma_descriptor_row_major(smem.a[half]);
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const u64 keys = ptx::wgmma_descriptor_row_major(smem.tiles.keys[stage][part]);
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        const u64 offset = step * ptx::kDescriptorStepK16<Major::rows>;
-        ptx::wgmma_m64k16_f32_bf16_bf16<Major::rows, Major::k>(
-            d_q[part], keys + offset, a_by_key + step * ptx::kDescriptorStepK16<Major::k>, !is_first || half + step != 0);
-      }
-    }
-#pragma unroll
-    for (int step = 0; step < C::kHeads / 16; ++step) {
-      const u64 offset = step * ptx::kDescriptorStepK16<Major::rows>;
-      ptx::wgmma_m64k16_f32_bf16_bf16<Major::rows, Major::rows>(d_k, a_by_head + offset, queries + offset,
-                                                                half + step != 0);
-    }
-  }
+  multiply_by_keys<C>(d_q, smem.a, smem.tiles.keys[stage], !is_first);
+  multiply_by_queries<C>(d_k, smem.a, smem.tiles.queries);
   ptx::wgmma_commit_group();
   ptx::wgmma_wait_group<0>();
   ptx::pin(d_q[0]);
@@ -163,38 +119,9 @@ __device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&d_k)[64]
   }
 }
 
-template <class C>
-__device__ __forceinline__ void store_d_q(const IndexerLogitsAtBwdArgs& args, i64 token, const f32 (&d_q)[2][C::kHeads / 2],
-                                         const Lane& me) {
-#pragma unroll
-  for (int part = 0; part < 2; ++part) {
-#pragma unroll
-    for (int i = 0; i < C::kHeads / 2; ++i)
-      *args.d_q.at(token, i / 4 * 8 + 2 * me.quad + i % 2, 64 * part + me.row + i / 2 % 2 * 8) = to_bf16(d_q[part][i]);
-  }
-}
-
-// The chains of eight lanes, then of four warps.
-template <class C>
-__device__ __forceinline__ void store_d_weights(const IndexerLogitsAtBwdArgs& args, i64 token,
-                                               f32 (&chains)[C::kHeads / 4], Storage<C>& smem, const Lane& me) {
-#pragma unroll
-  for (int i = 0; i < C::kHeads / 4; ++i) {
-#pragma unroll
-    for (int distance = 4; distance < 32; distance *= 2)
-      chains[i] = __fadd_rn(chains[i], __shfl_xor_sync(0xffffffff, chains[i], distance));
-    if (me.lane < 4) smem.d_weights[me.warp][i / 2 * 8 + 2 * me.quad + i % 2] = chains[i];
-  }
-  __syncthreads();
-  const int head = threadIdx.x;
-  if (head >= C::kHeads) return;
-  const f32 sum = __fadd_rn(__fadd_rn(smem.d_weights[0][head], smem.d_weights[1][head]), smem.d_weights[2][head]);
-  *args.d_weights.at(token, head) = __fadd_rn(sum, smem.d_weights[3][head]);
-}
-
 template <class C, class Element>
-__global__ __launch_bounds__(C::kThreads)
-void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs args, Sums sums) {
+__global__ __launch_bounds__(C::kThreads) void indexer_logits_at_bwd_kernel(
+    const __grid_constant__ IndexerLogitsAtBwdArgs args, Sums sums) {
   extern __shared__ __align__(1024) u8 smem_base[];
   auto& smem = *reinterpret_cast<Storage<C>*>(smem_base);
   const IndexerOperands& operands = args.operands;
@@ -204,12 +131,12 @@ void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs
   f64 units = 1.0;
   if constexpr (!C::kE4m3) units = power_of_two(shift_of(sums, args.indices.shape[0] * topk, C::kHeads));
   load_weights<C>(weights, operands, token, me);
-  load_queries<C, Element>(operands, token, smem.tiles);
-  load_keys<C, Element>(operands, args.indices, token, 0, smem.tiles, 0);
+  load_queries<C, Element>(operands, token, smem.tiles.queries);
+  load_places<C, Element>(operands, args.indices, token, 0, smem.tiles.keys[0]);
   int stage = 0;
   for (i64 first = 0; first < topk; first += C::kTile, stage ^= 1) {
     if (first + C::kTile < topk) {
-      load_keys<C, Element>(operands, args.indices, token, first + C::kTile, smem.tiles, stage ^ 1);
+      load_places<C, Element>(operands, args.indices, token, first + C::kTile, smem.tiles.keys[stage ^ 1]);
       ptx::cp_async_wait_group<1>();
     } else {
       ptx::cp_async_wait_group<0>();
@@ -225,9 +152,10 @@ void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs
       g[r] = own[r] < 0 ? 0.0f : __ldg(args.d_out.at(token, place));
       if (C::kE4m3 && own[r] >= 0) g[r] = __fmul_rn(g[r], __ldg(operands.k_scales.at(own[r])));
     }
-    multiply<C>(products, smem.tiles, stage);
-    weigh<C>(products, weights, g, chains, smem, me);
+    multiply<C>(products, smem.tiles.keys[stage], smem.tiles.queries);
+    add_to_chains<C>(chains, products, g, {own[0] >= 0, own[1] >= 0});
     if constexpr (!C::kE4m3) {
+      gate<C>(smem.a, products, weights, g, me);
       ptx::fence_proxy_async_shared();  // a, for wgmma
       __syncthreads();
       f32 d_k[64];
@@ -236,8 +164,8 @@ void indexer_logits_at_bwd_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs
     }
     __syncthreads();  // all have read the tile and a, which the next turn overwrites
   }
-  if constexpr (!C::kE4m3) store_d_q<C>(args, token, d_q, me);
-  store_d_weights<C>(args, token, chains, smem, me);
+  if constexpr (!C::kE4m3) store_d_q<C>(args.d_q, token, d_q, me);
+  store_d_weights<C>(args.d_weights, token, chains, smem.d_weights, me);
 }
 
 // A block per key.
@@ -281,14 +209,14 @@ void indexer_logits_at_bwd_cuda(const IndexerLogitsAtBwdArgs& args, void* stream
     return few ? launch_bwd<e4m3, 32>(args, sums, device, stream) : launch_bwd<e4m3, 64>(args, sums, device, stream);
   }
   const auto blocks = [](i64 count) { return dim3(static_cast<unsigned>(count)); };
-  cuda::launch<clear_kernel>(kOp, device, {.blocks = blocks(smaller(ceil_div(sums.words, 256), 8 * device.sms)), .threads = 256},
+  cuda::launch<clear_kernel>(kOp, device,
+                             {.blocks = blocks(smaller(ceil_div(sums.words, 256), 8 * device.sms)), .threads = 256},
                              stream, sums);
   if (tokens > 0) {
     cuda::launch<maxima_kernel>(kOp, device, {.blocks = blocks(tokens), .threads = 128}, stream, args, sums);
     few ? launch_bwd<bf16, 32>(args, sums, device, stream) : launch_bwd<bf16, 64>(args, sums, device, stream);
   }
-  if (keys > 0)
-    cuda::launch<finish_kernel>(kOp, device, {.blocks = blocks(keys), .threads = 128}, stream, args, sums);
+  if (keys > 0) cuda::launch<finish_kernel>(kOp, device, {.blocks = blocks(keys), .threads = 128}, stream, args, sums);
 }
 
 }  // namespace glm5

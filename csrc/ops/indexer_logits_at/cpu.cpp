@@ -1,7 +1,5 @@
-#include "core/error.h"
 #include "core/fp8.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/indexer_door.h"
 #include "ops/indexer_logits_at/items.h"
 
 namespace glm5 {
@@ -44,11 +42,6 @@ constexpr cpu::Implementation<at::Block> kDifferentiate[] = {
     {cpu::Isa::generic, generic::indexer_logits_at_bwd},
 };
 
-void check_workspace(const char* op, const Tensor<u8, 1>& workspace, i64 needed) {
-  require(workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", cpu::thread_count(),
-          " threads; got u8[", workspace.shape[0], "]");
-}
-
 // sums[s] += the contributions of a block, for the keys that a thread owns, in the order of tokens and places.
 void add_contributions(const at::Block& block, i64 tokens, f32* sums) {
   const IndexerLogitsAtBwdArgs& args = block.args;
@@ -72,8 +65,7 @@ void add_contributions(const at::Block& block, i64 tokens, f32* sums) {
 }  // namespace
 
 i64 indexer_logits_at_workspace_bytes(i64 heads, i64 dim) {
-  const cpu::IndexerShape shape{heads, dim, cpu::current_isa() == cpu::Isa::amx};
-  const i64 own = cpu::IndexerScratchSize(shape).bytes() + at::gathered_bytes(dim);
+  const i64 own = cpu::IndexerScratchSize(cpu::indexer_shape(heads, dim)).bytes() + at::gathered_bytes(dim);
   return cpu::thread_count() * own + at::kAlign;
 }
 
@@ -85,15 +77,15 @@ i64 indexer_logits_at_bwd_workspace_bytes(i64 tokens, i64 topk, i64 keys, i64 he
 
 void indexer_logits_at_cpu(const IndexerLogitsAtArgs& args) {
   const auto& shape = args.operands.q.shape;
-  check_workspace("indexer_logits_at", args.workspace, indexer_logits_at_workspace_bytes(shape[1], shape[2]));
+  cpu::check_workspace("indexer_logits_at", args.workspace, indexer_logits_at_workspace_bytes(shape[1], shape[2]));
   cpu::run_best(kScore, args, shape[0]);
 }
 
 void indexer_logits_at_bwd_cpu(const IndexerLogitsAtBwdArgs& args) {
   const auto& shape = args.operands.q.shape;
   const i64 tokens = shape[0], dim = shape[2], keys = args.operands.k.shape[0], topk = args.indices.shape[1];
-  check_workspace("indexer_logits_at_bwd", args.workspace,
-                  indexer_logits_at_bwd_workspace_bytes(tokens, topk, keys, shape[1], dim));
+  cpu::check_workspace("indexer_logits_at_bwd", args.workspace,
+                       indexer_logits_at_bwd_workspace_bytes(tokens, topk, keys, shape[1], dim));
   const bool with_qk = !args.operands.q.is_e4m3;
   const i64 padded = at::padded_dim(dim);
   f32* sums = reinterpret_cast<f32*>(at::aligned(args.workspace.data));

@@ -1,9 +1,9 @@
-// indexer_logits_at on sm_90a. While a tile of 64 keys is multiplied and scored, the next one is on its way; five or six
-// blocks share an SM and hide what is left of each other's latency.
+// indexer_logits_at on sm_90a. While a tile of 64 keys is multiplied and scored, the next one is on its way; five or
+// six blocks share an SM and hide what is left of each other's latency.
 //
-// Calculated per SM and tile of 64 keys, e4m3 and 32 heads, not measured: 64 clocks of tensor core, 8.25 KiB from the L2
-// at some 24 B per clock: 352 clocks. It is bound by the gather.
-#include "ops/indexer_logits_at/tile_sm90.cuh"
+// Calculated per SM and tile of 64 keys, e4m3 and 32 heads, not measured: 64 clocks of tensor core, 8.25 KiB from the
+// L2 at some 24 B per clock: 352 clocks. It is bound by the gather.
+#include "ops/indexer_logits_at/places_sm90.cuh"
 
 namespace glm5::at_sm90 {
 namespace {
@@ -31,8 +31,8 @@ __device__ __forceinline__ void sum_heads(f32 (&sums)[2], const f32 (&products)[
 }
 
 template <class C, class Element>
-__global__ __launch_bounds__(C::kThreads)
-void indexer_logits_at_kernel(const __grid_constant__ IndexerLogitsAtArgs args) {
+__global__ __launch_bounds__(C::kThreads) void indexer_logits_at_kernel(
+    const __grid_constant__ IndexerLogitsAtArgs args) {
   extern __shared__ __align__(1024) u8 smem_base[];
   auto& smem = *reinterpret_cast<Tiles<C>*>(smem_base);
   const IndexerOperands& operands = args.operands;
@@ -40,12 +40,12 @@ void indexer_logits_at_kernel(const __grid_constant__ IndexerLogitsAtArgs args) 
   const Lane me;
   f32 weights[C::kHeads / 4];
   load_weights<C>(weights, operands, token, me);
-  load_queries<C, Element>(operands, token, smem);
-  load_keys<C, Element>(operands, args.indices, token, 0, smem, 0);
+  load_queries<C, Element>(operands, token, smem.queries);
+  load_places<C, Element>(operands, args.indices, token, 0, smem.keys[0]);
   int stage = 0;
   for (i64 first = 0; first < topk; first += C::kTile, stage ^= 1) {
     if (first + C::kTile < topk) {
-      load_keys<C, Element>(operands, args.indices, token, first + C::kTile, smem, stage ^ 1);
+      load_places<C, Element>(operands, args.indices, token, first + C::kTile, smem.keys[stage ^ 1]);
       ptx::cp_async_wait_group<1>();
     } else {
       ptx::cp_async_wait_group<0>();
@@ -53,7 +53,7 @@ void indexer_logits_at_kernel(const __grid_constant__ IndexerLogitsAtArgs args) 
     ptx::fence_proxy_async_shared();  // each thread's copies, for wgmma
     __syncthreads();
     f32 products[C::kHeads / 2], sums[2];
-    multiply<C>(products, smem, stage);
+    multiply<C>(products, smem.keys[stage], smem.queries);
     sum_heads<C>(sums, products, weights);
     if (me.quad < 2) {
       const i64 place = first + me.row + 8 * me.quad;
@@ -87,7 +87,8 @@ void indexer_logits_at_cuda(const IndexerLogitsAtArgs& args, void* stream) {
   if (args.indices.shape[0] == 0 || args.indices.shape[1] == 0) return;
   const cuda::Device device = cuda::require_sm90(kOp);
   const bool few = args.operands.q.shape[1] == 32;
-  if (args.operands.q.is_e4m3) return few ? launch_at<e4m3, 32>(args, device, stream) : launch_at<e4m3, 64>(args, device, stream);
+  if (args.operands.q.is_e4m3)
+    return few ? launch_at<e4m3, 32>(args, device, stream) : launch_at<e4m3, 64>(args, device, stream);
   few ? launch_at<bf16, 32>(args, device, stream) : launch_at<bf16, 64>(args, device, stream);
 }
 

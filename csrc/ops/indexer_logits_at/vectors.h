@@ -1,5 +1,5 @@
-// The gradient of indexer_logits_at with vectors of any width (Lanes: cpu/gemm_vectors.h): three small products for each
-// 64 keys of a token. d = q k^T gives a and the chains of d_weights; d_q += a k; the rows of d_k are a^T q.
+// The gradient of indexer_logits_at with vectors of any width (Lanes: cpu/gemm_vectors.h): three small products for
+// each 64 keys of a token. d = q k^T gives a and the chains of d_weights; d_q += a k; the rows of d_k are a^T q.
 #pragma once
 
 #include "cpu/indexer_vectors.h"
@@ -79,17 +79,16 @@ template <class Lanes>
 static void add_to_d_q(const BwdScratch& scratch, i64 heads, i64 dim) {
   constexpr i64 kCount = Lanes::kCount, kPanel = 2 * kCount;
   for (i64 first = 0; first < dim; first += kPanel) {
-    cpu::for_row_blocks<Lanes::kChainRows>(
-        heads, [&]<int Rows>(cpu::RowCount<Rows>, i64 row) [[gnu::always_inline]] {
-          typename Lanes::F32 chain[Rows][2];
-          cpu::multiply_chain<Lanes, Rows>(scratch.a + row * cpu::kGemmBlock, scratch.key_panels + first * kAtChunk,
-                                           kAtChunk, chain);
-          f32* total = scratch.d_q + first * scratch.heads + row * kPanel;
-          for (int r = 0; r < Rows; ++r, total += kPanel) {
-            Lanes::store(total, Lanes::load(total) + chain[r][0]);
-            Lanes::store(total + kCount, Lanes::load(total + kCount) + chain[r][1]);
-          }
-        });
+    cpu::for_row_blocks<Lanes::kChainRows>(heads, [&]<int Rows>(cpu::RowCount<Rows>, i64 row) [[gnu::always_inline]] {
+      typename Lanes::F32 chain[Rows][2];
+      cpu::multiply_chain<Lanes, Rows>(scratch.a + row * cpu::kGemmBlock, scratch.key_panels + first * kAtChunk,
+                                       kAtChunk, chain);
+      f32* total = scratch.d_q + first * scratch.heads + row * kPanel;
+      for (int r = 0; r < Rows; ++r, total += kPanel) {
+        Lanes::store(total, Lanes::load(total) + chain[r][0]);
+        Lanes::store(total + kCount, Lanes::load(total + kCount) + chain[r][1]);
+      }
+    });
   }
 }
 
@@ -104,18 +103,17 @@ static void contribute(const Block& block, i64 token, i64 first_place, const Bwd
                here, kAtChunk, cpu::kGemmBlock, 0);
     for (i64 first = 0; first < dim; first += kPanel) {
       const f32* panel = scratch.query_panels + first * scratch.heads + first_head * kPanel;
-      cpu::for_row_blocks<Lanes::kChainRows>(
-          places, [&]<int Rows>(cpu::RowCount<Rows>, i64 j) [[gnu::always_inline]] {
-            typename Lanes::F32 chain[Rows][2];
-            cpu::multiply_chain<Lanes, Rows>(scratch.a_turned + j * cpu::kGemmBlock, panel, round_up(here, 8), chain);
-            for (int r = 0; r < Rows; ++r) {
-              f32* row = block.contribution(token, first_place + j + r) + first;
-              for (int side = 0; side < 2; ++side) {
-                if (first_head > 0) chain[r][side] = Lanes::load(row + side * kCount) + chain[r][side];
-                Lanes::store(row + side * kCount, chain[r][side]);
-              }
-            }
-          });
+      cpu::for_row_blocks<Lanes::kChainRows>(places, [&]<int Rows>(cpu::RowCount<Rows>, i64 j) [[gnu::always_inline]] {
+        typename Lanes::F32 chain[Rows][2];
+        cpu::multiply_chain<Lanes, Rows>(scratch.a_turned + j * cpu::kGemmBlock, panel, round_up(here, 8), chain);
+        for (int r = 0; r < Rows; ++r) {
+          f32* row = block.contribution(token, first_place + j + r) + first;
+          for (int side = 0; side < 2; ++side) {
+            if (first_head > 0) chain[r][side] = Lanes::load(row + side * kCount) + chain[r][side];
+            Lanes::store(row + side * kCount, chain[r][side]);
+          }
+        }
+      });
     }
   }
 }
@@ -133,12 +131,11 @@ static void differentiate_token(const Block& block, i64 token, const BwdScratch&
     load_gradients(args, token, first, scratch.g);
     const T* rows = gather_keys<T>(args, token, first, scratch);
     for (i64 key = 0; key < kAtChunk; key += kPanel) {
-      avx2::pack(scratch.dot_panel, kPanel, rows + key * dim, 1, dim, dim, kPanel, round_up(dim, cpu::kGemmStep), kPanel,
-                 0);
-      cpu::for_row_blocks<Lanes::kStepRows>(heads,
-                                            [&]<int Rows>(cpu::RowCount<Rows>, i64 row) [[gnu::always_inline]] {
-                                              weigh<Lanes, Rows>(scratch, heads, dim, row, key);
-                                            });
+      avx2::pack(scratch.dot_panel, kPanel, rows + key * dim, 1, dim, dim, kPanel, round_up(dim, cpu::kGemmStep),
+                 kPanel, 0);
+      cpu::for_row_blocks<Lanes::kStepRows>(heads, [&]<int Rows>(cpu::RowCount<Rows>, i64 row) [[gnu::always_inline]] {
+        weigh<Lanes, Rows>(scratch, heads, dim, row, key);
+      });
     }
     if (!with_qk) continue;
     for (i64 column = 0; column < dim; column += kPanel)

@@ -29,8 +29,7 @@ IndexerOperands dense(const Q& q, const K& k, const F32Matrix& weights, const I3
 
 IndexerOperands paged(const Q& q, const F32Matrix& weights, const Pages& cache, const I32Matrix& block_table,
                       const Sequences& sequences, const I32Matrix& windows) {
-  return {q.tensor,     weights.tensor,     windows.tensor,  true, {}, {},
-          cache.tensor, block_table.tensor, sequences.tensor};
+  return {q.tensor, weights.tensor, windows.tensor, true, {}, {}, cache.tensor, block_table.tensor, sequences.tensor};
 }
 
 void bind_cuts(nb::module_& m) {

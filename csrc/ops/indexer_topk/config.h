@@ -16,7 +16,7 @@
 
 namespace glm5::indexer_topk_sm90 {
 
-constexpr int kSms = 132;       // planned for, whatever the device has, so that the workspace does not depend on it
+constexpr int kSms = 132;        // planned for, whatever the device has, so that the workspace does not depend on it
 constexpr int kChunkTiles = 32;  // between looks at the buffers: 2048 keys
 constexpr i64 kAlignment = 256;
 

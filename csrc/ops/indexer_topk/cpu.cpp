@@ -1,7 +1,4 @@
-#include "core/error.h"
-#include "core/window_check.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/indexer_door.h"
 #include "ops/indexer_topk/items.h"
 
 namespace glm5 {
@@ -44,8 +41,7 @@ constexpr cpu::Implementation<indexer_topk::Work> kMerge[] = {
 };
 
 indexer_topk::Cut cut_of(i64 tokens, i64 keys, i64 heads, i64 dim, i64 topk, bool margins) {
-  const cpu::IndexerShape shape{heads, dim, cpu::current_isa() == cpu::Isa::amx};
-  return {shape, tokens, keys, topk + margins, cpu::thread_count()};
+  return {cpu::indexer_shape(heads, dim), tokens, keys, topk + margins, cpu::thread_count()};
 }
 
 }  // namespace
@@ -58,20 +54,11 @@ void indexer_topk_cpu(const IndexerTopkArgs& args) {
   const IndexerOperands& operands = args.operands;
   const char* op = operands.is_paged ? "indexer_topk_paged" : "indexer_topk";
   const i64 tokens = operands.q.shape[0], keys = operands.keys();
-  check_windows(op, operands.windows, keys);
-  if (operands.is_paged) {
-    const auto address = reinterpret_cast<std::uintptr_t>(operands.cache.data);
-    require(address % 4 == 0 && operands.cache.stride[0] % 4 == 0, op,
-            ": the pages of cache must lie at multiples of 4 bytes; their distance is ", operands.cache.stride[0]);
-    check_block_table(op, operands.block_table, operands.sequences, operands.windows, keys, operands.cache.shape[0]);
-  }
-  const indexer_topk::Work work{
-      args, cut_of(tokens, keys, operands.q.shape[1], operands.q.shape[2], args.indices.shape[1],
-                   args.margins.shape[0] > 0)};
-  const i64 needed = work.cut.workspace_bytes();
-  require(tokens == 0 || args.workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ",
-          cpu::thread_count(), " threads; got u8[", args.workspace.shape[0], "]");
+  cpu::check_indexer_operands(op, operands);
   if (tokens == 0) return;
+  const indexer_topk::Work work{args, cut_of(tokens, keys, operands.q.shape[1], operands.q.shape[2],
+                                             args.indices.shape[1], args.margins.shape[0] > 0)};
+  cpu::check_workspace(op, args.workspace, work.cut.workspace_bytes());
   cpu::run_best(kSelect, work, work.cut.groups() * work.cut.parts);
   if (work.cut.parts > 1) cpu::run_best(kMerge, work, tokens);
 }

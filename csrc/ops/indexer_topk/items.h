@@ -1,6 +1,6 @@
 // How every CPU kernel of indexer_topk walks through its items: a group of tokens, which scores a chunk of keys at a
-// time into the L2 cache and feeds each token's stream of candidates (cpu/topk.h) from there. Where groups are fewer than
-// threads want, the chunks of a group are shared out in parts, and a second phase merges these.
+// time into the L2 cache and feeds each token's stream of candidates (cpu/topk.h) from there. Where groups are fewer
+// than threads want, the chunks of a group are shared out in parts, and a second phase merges these.
 #pragma once
 
 #include "cpu/float_environment.h"
@@ -48,9 +48,7 @@ struct Work {
   GLM5_INLINE u8* aligned(i64 bytes) const {
     return reinterpret_cast<u8*>((reinterpret_cast<u64>(args.workspace.data + bytes) + 63) & ~u64{63});
   }
-  GLM5_INLINE u8* thread_memory(i64 thread) const {
-    return aligned(cut.scratch_bytes()) + thread * cut.thread_bytes();
-  }
+  GLM5_INLINE u8* thread_memory(i64 thread) const { return aligned(cut.scratch_bytes()) + thread * cut.thread_bytes(); }
   GLM5_INLINE cpu::TopkParts lists(i64 token) const {
     u8* all = aligned(cut.scratch_bytes() + 64 + cut.threads * cut.thread_bytes());
     return {all + token * cut.list_bytes(), cut.parts, cut.keep, cut.part_keys()};
@@ -93,8 +91,7 @@ GLM5_INLINE void select_items(const Work& work, i64 begin, i64 end, i64 thread) 
     const i64 first = (cut.groups() - 1 - i / cut.parts) * cut.group, part = i % cut.parts;
     const i64 tokens = smaller(cut.group, cut.tokens - first);
     cpu::TopkStream streams[cpu::kIndexerMostTokens];
-    for (i64 t = 0; t < tokens; ++t)
-      streams[t] = cpu::topk_begin(buffers + t * cut.stream_bytes(), cut.keep, cut.keys);
+    for (i64 t = 0; t < tokens; ++t) streams[t] = cpu::topk_begin(buffers + t * cut.stream_bytes(), cut.keep, cut.keys);
     const Chunks chunks(work, first, tokens, part);
     const cpu::FloatState defaults = cpu::use_flushing_floats();
     for (i64 chunk = chunks.begin; chunk < chunks.end; ++chunk) {

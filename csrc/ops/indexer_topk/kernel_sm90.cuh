@@ -100,7 +100,8 @@ struct SelectScores {
   i32 best_left_out = kOrderOfNan;  // of this lane's keys
   i32* buffer;                      // of this lane's query
 
-  __device__ __forceinline__ SelectScores(const KernelArgs& args, const cuda::IndexerLane<T>& me, SharedStorage<T>& smem)
+  __device__ __forceinline__ SelectScores(const KernelArgs& args, const cuda::IndexerLane<T>& me,
+                                          SharedStorage<T>& smem)
       : args(args),
         me(me),
         smem(smem),
@@ -245,8 +246,8 @@ __global__ __launch_bounds__(kMergeThreads, 1) void indexer_topk_merge_kernel(co
   for (int split = threadIdx.x; split < splits; split += kMergeThreads) {
     best_left_out = max(best_left_out, args.split_left_out[first + split]);
   }
-  const cuda::Candidates from{args.split_orders + first * args.plan.slots,
-                                  args.split_indices + first * args.plan.slots, splits * args.plan.slots};
+  const cuda::Candidates from{args.split_orders + first * args.plan.slots, args.split_indices + first * args.plan.slots,
+                              splits * args.plan.slots};
   store_row<T>(args, team, token, from, best_left_out);
 }
 
@@ -260,9 +261,8 @@ void launch_kernels(const KernelArgs& args, const cuda::Device& device, const ch
   cuda::launch<indexer_topk_kernel<T>>(
       op, device, {.blocks = dim3(args.plan.cut.grid), .threads = kThreads, .smem_bytes = kBytes}, stream, args);
   if (args.plan.cut.splits == 1) return;
-  cuda::launch<indexer_topk_merge_kernel<T>>(op, device,
-                                             {.blocks = dim3(args.scoring.tokens), .threads = kMergeThreads}, stream,
-                                             args);
+  cuda::launch<indexer_topk_merge_kernel<T>>(
+      op, device, {.blocks = dim3(args.scoring.tokens), .threads = kMergeThreads}, stream, args);
 }
 
 template <bool kPaged>

@@ -55,8 +55,7 @@ void run_cut(const IndexerTopkArgs& args, int splits, int chunk_tiles, int block
   const Problem problem = check_limits(args);
   require(problem.tokens > 0 && splits > 0 && chunk_tiles > 0 && blocks > 0, name_of(args),
           ": a given cut needs work and sizes above 0");
-  const Plan plan =
-      plan_of(problem.tokens, problem.keys, problem.heads, problem.topk, splits, chunk_tiles, blocks);
+  const Plan plan = plan_of(problem.tokens, problem.keys, problem.heads, problem.topk, splits, chunk_tiles, blocks);
   run(args, problem, plan, cuda::require_sm90(name_of(args)), stream);
 }
 

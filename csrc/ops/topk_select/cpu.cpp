@@ -1,6 +1,6 @@
 #include "core/window_check.h"
 #include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/workspace_check.h"
 #include "ops/topk_select/rows.h"
 
 namespace glm5 {
@@ -51,9 +51,9 @@ void topk_select_cpu(const TopkSelectArgs& args) {
   if (args.windows.exists()) check_windows("topk_select", args.windows, keys);
   if (args.block_table.exists())
     check_block_table("topk_select", args.block_table, args.sequences, args.windows, keys, kAnyPage);
-  const i64 needed = topk_select_workspace_bytes(rows, keys, topk, args.margins.shape[0] > 0);
-  require(rows == 0 || args.workspace.shape[0] >= needed, "topk_select: workspace must be u8[", needed,
-          "] or longer for ", cpu::thread_count(), " threads; got u8[", args.workspace.shape[0], "]");
+  if (rows == 0) return;
+  cpu::check_workspace("topk_select", args.workspace,
+                       topk_select_workspace_bytes(rows, keys, topk, args.margins.shape[0] > 0));
   const i64 threads = cpu::thread_count();
   const topk::Work work{args, topk::parts_of(rows, keys, threads), threads};
   const i64 grain = larger(1, 4096 / larger(1, keys));  // short rows: several at a time

@@ -17,7 +17,7 @@ COMMANDS = {
     "verify": "judge every op, or your own function, against its reference",
     "bench": "time ops beside their baselines; nothing is timed that does not verify",
     "describe": "an op's signature, contract, cases and files",
-    "demo": "train a small language model with FP8 linear layers, beside the same model in bf16",
+    "demo": "choose keys of a text with the indexer; train a small language model in FP8, beside the same in bf16",
 }
 
 

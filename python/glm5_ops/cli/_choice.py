@@ -152,7 +152,10 @@ def stem_of(op: str) -> str:
 
 
 def contract_of(op: str):
-    return import_module(f"glm5_ops.ops.{stem_of(op)}").CONTRACT
+    """The op's own contract, or that of its stem."""
+    module = import_module(f"glm5_ops.ops.{stem_of(op)}")
+    own = [value for value in vars(module).values() if isinstance(value, type(module.CONTRACT)) and value.op == op]
+    return own[0] if own else module.CONTRACT
 
 
 def has_backward(op: str) -> bool:

@@ -136,7 +136,7 @@ def _headline(document: dict, output: Output) -> None:
 
 def _table(op: str, records: list[dict], output: Output, arguments: argparse.Namespace) -> None:
     timed = [record for record in records if "times" in record]
-    names = [name for name in timed[0]["times"] if name != OURS] if timed else []
+    names = list(dict.fromkeys(name for record in timed for name in record["times"] if name != OURS))
     who = arguments.candidate or "ours"
     rows = [_row(record, names) for record in timed]
     if rows:
@@ -160,7 +160,8 @@ def _row(record: dict, names: list[str]) -> list[str]:
         if record["flops"]
         else f"{record['bytes'] / median / 1e3:.2f} GB/s"
     )
-    ratios = [f"{record['times'][name]['median_us'] / median:.2f}x" for name in names]
+    times = record["times"]
+    ratios = [f"{times[name]['median_us'] / median:.2f}x" if name in times else "-" for name in names]
     return [record["case"], f"{median:.1f}", f"{ours['p20_us']:.1f}-{ours['p80_us']:.1f}", rate,
             f"{record['floor_us'] / median:.0%}", *ratios]  # fmt: skip
 

@@ -18,13 +18,12 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 OPS: dict[str, Callable] = {}
 
 
-def op(*, fake: Callable, mutates: tuple[str, ...] = (), public: bool = True) -> Callable:
+def op(*, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
     """Register the decorated function as ``glm5_ops::<its name>`` and return the operator.
 
     Args:
         fake: checks the arguments and allocates the outputs; the function's own first step, and all that tracing runs.
         mutates: the arguments that the op writes to.
-        public: part of the surface. A backward pass is not, but must be an operator to be traced.
     """
 
     def register(function: Callable) -> Callable:
@@ -37,8 +36,7 @@ def op(*, fake: Callable, mutates: tuple[str, ...] = (), public: bool = True) ->
         overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         overload.__doc__ = function.__doc__
         overload.__signature__ = inspect.signature(function)
-        if public:
-            OPS[name] = overload
+        OPS[name] = overload
         return overload
 
     return register

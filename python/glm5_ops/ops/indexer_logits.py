@@ -5,6 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._indexer import bytes_of, check_dense, check_paged, empty_gradients
 from glm5_ops.ops._indices import PAGE, check_block_table, check_windows
 from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
@@ -17,7 +18,15 @@ CONTRACT = Contract(
     windows="i32[tokens, 2]",
     k_scales="f32[keys] any?",
     out="f32[tokens, keys]",
+)
+BWD = Contract(
+    "indexer_logits_bwd",
     d_out="f32[tokens, keys]",
+    q="e4m3|bf16[tokens, heads, dim] strided",
+    k="e4m3|bf16[keys, dim] strided",
+    weights="f32[tokens, heads] strided",
+    windows="i32[tokens, 2]",
+    k_scales="f32[keys] any?",
     d_q="bf16[tokens, heads, dim]",
     d_k="bf16[keys, dim]",
     d_weights="f32[tokens, heads]",
@@ -43,10 +52,7 @@ def _outputs(
     k_scales: Tensor | None = None,
     check_indices: bool = False,
 ) -> Tensor:
-    lengths = CONTRACT.check(q=q, k=k, weights=weights, windows=windows, k_scales=k_scales)
-    CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
-    with_scales = q.dtype == torch.float8_e4m3fn
-    CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
+    lengths = check_dense(CONTRACT, q=q, k=k, weights=weights, windows=windows, k_scales=k_scales)
     return CONTRACT.empty("out", lengths, like=q)
 
 
@@ -78,7 +84,7 @@ def indexer_logits(
 
     Returns:
         out, f32[tokens, keys]. Differentiable in q, k and weights, with e4m3 in weights; relu' at 0 is 0. The gradients
-        have the same bits on every CPU and for every number of threads.
+        are deterministic and have the same bits on every CPU and for every number of threads.
     """
     out = _outputs(q, k, weights, windows, k_scales, check_indices)
     if check_indices:
@@ -97,16 +103,9 @@ def _outputs_paged(
     windows: Tensor,
     check_indices: bool = False,
 ) -> Tensor:
-    name = "e4m3_cache" if q.dtype == torch.float8_e4m3fn else "bf16_cache"
-    lengths = PAGED.check(
-        **{"q": q, "weights": weights, name: cache},
-        block_table=block_table, sequences=sequences, windows=windows,
-    )  # fmt: skip
-    if name == "e4m3_cache":
-        page_bytes = PAGE * (lengths["dim"] + 4)
-        PAGED.require(cache.shape[1] == page_bytes, "cache", f"u8[pages, 64*(dim+4)], {page_bytes} bytes a page", cache)
-    else:
-        PAGED.require(cache.stride(1) == lengths["dim"], "cache", "bf16 with row-major pages", cache)
+    lengths = check_paged(
+        PAGED, q=q, weights=weights, cache=cache, block_table=block_table, sequences=sequences, windows=windows
+    )
     lengths["positions"] = lengths["max_pages"] * PAGE
     return PAGED.empty("out", lengths, like=q)
 
@@ -142,47 +141,56 @@ def indexer_logits_paged(
         check_windows("indexer_logits_paged", windows, out.shape[1])
         check_block_table("indexer_logits_paged", block_table, sequences, windows, out.shape[1], cache.shape[0])
     workspace = workspace_of(q, lambda: _native.indexer_logits_workspace_bytes(q.shape[1], q.shape[2]))
-    pages = cache if cache.dtype == torch.uint8 else cache.flatten(1).view(torch.uint8)
-    _native.indexer_logits_paged(q, weights, pages, block_table, sequences, windows, out, workspace, stream_of(q))
+    _native.indexer_logits_paged(
+        q, weights, bytes_of(cache), block_table, sequences, windows, out, workspace, stream_of(q)
+    )
     return out
 
 
-def _gradients(
-    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None, only_weights: bool
+def _outputs_bwd(
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = CONTRACT.check(q=q, k=k, weights=weights, windows=windows, k_scales=k_scales, d_out=d_out)
-    d_weights = CONTRACT.empty("d_weights", lengths, like=q)
-    if only_weights:
-        lengths |= {"tokens": 0, "keys": 0}
-    return CONTRACT.empty("d_q", lengths, like=q), CONTRACT.empty("d_k", lengths, like=q), d_weights
+    lengths = check_dense(BWD, q=q, k=k, weights=weights, windows=windows, k_scales=k_scales, d_out=d_out)
+    return empty_gradients(BWD, lengths, like=q, k_scales=k_scales)
 
 
-@op(fake=_gradients, public=False)
+@op(fake=_outputs_bwd)
 def indexer_logits_bwd(
-    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None, only_weights: bool
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """d_q, d_k and d_weights; the first two with 0 rows where only those of the weights are wanted."""
-    d_q, d_k, d_weights = _gradients(d_out, q, k, weights, windows, k_scales, only_weights)
+    """The gradient of ``indexer_logits`` for ``d_out``, the gradient of its output.
+
+    What stands in ``d_out`` outside the windows does not count. Sums run in f32 in an order that the windows alone fix.
+    Windows are looked at on CPUs; a GPU cuts them to the keys.
+
+    Args:
+        d_out: f32[tokens, keys].
+        q, k, weights, windows, k_scales: as for ``indexer_logits``.
+
+    Returns:
+        d_q (bf16, as q), d_k (bf16, as k), d_weights (f32, as weights). With e4m3 the first two are empty.
+    """
+    d_q, d_k, d_weights = _outputs_bwd(d_out, q, k, weights, windows, k_scales)
     workspace = workspace_of(q, lambda: _native.indexer_logits_bwd_workspace_bytes(q.shape[1], q.shape[2]))
     _native.indexer_logits_bwd(
-        q, k, weights, windows, k_scales, d_out, only_weights, d_q, d_k, d_weights, workspace
+        d_out, q, k, weights, windows, k_scales, d_q, d_k, d_weights, workspace, stream_of(q)
     )  # fmt: skip
     return d_q, d_k, d_weights
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
     q, k, weights, windows, k_scales, _ = inputs
     needs = ctx.needs_input_grad
     CONTRACT.require(q.dtype == torch.bfloat16 or not (needs[0] or needs[1]), "q", "bf16 to have a gradient", q)
-    CONTRACT.require(not needs[4], "k_scales", "without gradient", k_scales)
+    CONTRACT.require(not needs[4], "k_scales", "a tensor that needs no grad", k_scales)
     ctx.save_for_backward(q, k, weights, windows, k_scales)
 
 
-def _backward(ctx, d_out: Tensor):
-    needs = ctx.needs_input_grad
-    d_q, d_k, d_weights = indexer_logits_bwd(d_out.contiguous(), *ctx.saved_tensors, not (needs[0] or needs[1]))
-    wanted = (d if needed else None for d, needed in zip((d_q, d_k, d_weights), needs, strict=False))
-    return *wanted, None, None, None
+def _backward(ctx: torch.autograd.function.FunctionCtx, d_out: Tensor) -> tuple:
+    saved = ctx.saved_tensors
+    d_q, d_k, d_weights = indexer_logits_bwd(d_out.contiguous(), *saved)
+    is_e4m3 = saved[0].dtype == torch.float8_e4m3fn
+    return (None, None, d_weights, None, None, None) if is_e4m3 else (d_q, d_k, d_weights, None, None, None)
 
 
 differentiable(indexer_logits, save=_save, backward=_backward)

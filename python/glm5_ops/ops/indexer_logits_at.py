@@ -5,6 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._indexer import check_dense, empty_gradients
 from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
 CONTRACT = Contract(
@@ -16,23 +17,24 @@ CONTRACT = Contract(
     indices="i32[tokens, topk]",
     k_scales="f32[keys] any?",
     out="f32[tokens, topk]",
+)
+BWD = Contract(
+    "indexer_logits_at_bwd",
     d_out="f32[tokens, topk]",
+    q="e4m3|bf16[tokens, heads, dim] strided",
+    k="e4m3|bf16[keys, dim] strided",
+    weights="f32[tokens, heads] strided",
+    indices="i32[tokens, topk]",
+    k_scales="f32[keys] any?",
     d_q="bf16[tokens, heads, dim]",
     d_k="bf16[keys, dim]",
     d_weights="f32[tokens, heads]",
 )
 
 
-def _check(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None, **more: Tensor) -> dict:
-    lengths = CONTRACT.check(q=q, k=k, weights=weights, indices=indices, k_scales=k_scales, **more)
-    CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
-    with_scales = q.dtype == torch.float8_e4m3fn
-    CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
-    return lengths
-
-
 def _outputs(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None) -> Tensor:
-    return CONTRACT.empty("out", _check(q, k, weights, indices, k_scales), like=q)
+    lengths = check_dense(CONTRACT, q=q, k=k, weights=weights, indices=indices, k_scales=k_scales)
+    return CONTRACT.empty("out", lengths, like=q)
 
 
 @op(fake=_outputs)
@@ -65,19 +67,18 @@ def indexer_logits_at(q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_
 def _outputs_bwd(
     d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = _check(q, k, weights, indices, k_scales, d_out=d_out)
-    of_inputs = lengths if k_scales is None else dict.fromkeys(lengths, 0)
-    d_q, d_k = (CONTRACT.empty(name, of_inputs, like=q) for name in ("d_q", "d_k"))
-    return d_q, d_k, CONTRACT.empty("d_weights", lengths, like=q)
+    lengths = check_dense(BWD, q=q, k=k, weights=weights, indices=indices, k_scales=k_scales, d_out=d_out)
+    return empty_gradients(BWD, lengths, like=q, k_scales=k_scales)
 
 
 @op(fake=_outputs_bwd)
 def indexer_logits_at_bwd(
     d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, indices: Tensor, k_scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of ``indexer_logits_at`` for ``grad``, the gradient of its output.
+    """The gradient of ``indexer_logits_at`` for ``d_out``, the gradient of its output.
 
-    What stands in ``grad`` beside an absent key does not count. Sums run in f32 in an order that the indices alone fix.
+    What stands in ``d_out`` beside an absent key does not count. Sums have an order, or are exact, so that the indices
+    alone fix their bits.
 
     Args:
         d_out: f32[tokens, topk].

@@ -1,10 +1,10 @@
 """indexer_topk: the keys that the indexer chooses for each token; their scores never exist as a matrix."""
 
-import torch
 from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._indexer import bytes_of, check_dense, check_paged
 from glm5_ops.ops._indices import PAGE, check_block_table, check_windows
 from glm5_ops.ops._op import op, stream_of, workspace_of
 
@@ -65,10 +65,7 @@ def _outputs(
     fingerprints: bool = False,
     check_indices: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = CONTRACT.check(q=q, k=k, weights=weights, windows=windows, k_scales=k_scales)
-    CONTRACT.require(q.dtype == k.dtype, "k", f"{q.dtype} as q is", k)
-    with_scales = q.dtype == torch.float8_e4m3fn
-    CONTRACT.require((k_scales is not None) == with_scales, "k_scales", "given with e4m3 and only then", k_scales)
+    lengths = check_dense(CONTRACT, q=q, k=k, weights=weights, windows=windows, k_scales=k_scales)
     return _selection(CONTRACT, lengths["tokens"], topk, margins, fingerprints, q)
 
 
@@ -122,14 +119,9 @@ def _outputs_paged(
     fingerprints: bool = False,
     check_indices: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    name = "e4m3_cache" if q.dtype == torch.float8_e4m3fn else "bf16_cache"
-    tensors = {"q": q, "weights": weights, name: cache, "block_table": block_table}
-    lengths = PAGED.check(**tensors, sequences=sequences, windows=windows)
-    if name == "e4m3_cache":
-        page_bytes = PAGE * (lengths["dim"] + 4)
-        PAGED.require(cache.shape[1] == page_bytes, "cache", f"u8[pages, 64*(dim+4)], {page_bytes} bytes a page", cache)
-    else:
-        PAGED.require(cache.stride(1) == lengths["dim"], "cache", "bf16 with row-major pages", cache)
+    lengths = check_paged(
+        PAGED, q=q, weights=weights, cache=cache, block_table=block_table, sequences=sequences, windows=windows
+    )
     return _selection(PAGED, lengths["tokens"], topk, margins, fingerprints, q)
 
 
@@ -169,9 +161,8 @@ def indexer_topk_paged(
     if check_indices:
         check_windows("indexer_topk_paged", windows, keys)
         check_block_table("indexer_topk_paged", block_table, sequences, windows, keys, cache.shape[0])
-    pages = cache if cache.dtype == torch.uint8 else cache.flatten(1).view(torch.uint8)
     workspace = _workspace(q, keys, topk, margins)
     _native.indexer_topk_paged(
-        q, weights, pages, block_table, sequences, windows, physical, *outputs, workspace, stream_of(q)
+        q, weights, bytes_of(cache), block_table, sequences, windows, physical, *outputs, workspace, stream_of(q)
     )
     return outputs

@@ -7,7 +7,7 @@ from glm5_ops.reference.dequantize_fp8 import dequantize_fp8
 from glm5_ops.reference.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.reference.gemm import gemm, gemm_into
 from glm5_ops.reference.indexer_cache_append import indexer_cache_append
-from glm5_ops.reference.indexer_logits import indexer_logits, indexer_logits_paged
+from glm5_ops.reference.indexer_logits import indexer_logits, indexer_logits_bwd, indexer_logits_paged
 from glm5_ops.reference.indexer_logits_at import indexer_logits_at, indexer_logits_at_bwd
 from glm5_ops.reference.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.reference.mla_cache_append import mla_cache_append
@@ -26,6 +26,7 @@ __all__ = [
     "indexer_logits",
     "indexer_logits_at",
     "indexer_logits_at_bwd",
+    "indexer_logits_bwd",
     "indexer_logits_paged",
     "indexer_topk",
     "indexer_topk_paged",

@@ -20,9 +20,7 @@ def indexer_logits(
         scores = scores + weights[:, head, None] * torch.relu(q[:, head].to(wide) @ k.to(wide).T)
     if k_scales is not None:
         scores = scores * k_scales
-    s = torch.arange(k.shape[0], device=k.device)
-    inside = (s >= windows[:, :1]) & (s < windows[:, 1:])
-    return torch.where(inside, scores, float("-inf"))
+    return torch.where(_inside(windows, k), scores, float("-inf"))
 
 
 def indexer_logits_paged(
@@ -43,6 +41,28 @@ def indexer_logits_paged(
         scales = None if k_scales is None else k_scales[slots]
         out[own] = indexer_logits(q[own], k[slots], weights[own], windows[own], scales)
     return out
+
+
+def indexer_logits_bwd(
+    d_out: Tensor, q: Tensor, k: Tensor, weights: Tensor, windows: Tensor, k_scales: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = weights.dtype
+    g = torch.where(_inside(windows, k), d_out if k_scales is None else d_out * k_scales, 0.0)
+    d_q, d_k, d_weights = q.new_zeros(q.shape, dtype=wide), k.new_zeros(k.shape, dtype=wide), torch.zeros_like(weights)
+    for head in range(q.shape[1]):
+        d = q[:, head].to(wide) @ k.to(wide).T
+        a = torch.where(d > 0, g * weights[:, head, None], 0.0)
+        d_weights[:, head] = (torch.relu(d) * g).sum(1)
+        d_q[:, head] = a @ k.to(wide)
+        d_k += a.T @ q[:, head].to(wide)
+    if k_scales is not None:
+        return q.new_empty(0, 0, 0, dtype=torch.bfloat16), k.new_empty(0, 0, dtype=torch.bfloat16), d_weights
+    return d_q.to(q.dtype), d_k.to(k.dtype), d_weights
+
+
+def _inside(windows: Tensor, k: Tensor) -> Tensor:
+    s = torch.arange(k.shape[0], device=k.device)
+    return (s >= windows[:, :1]) & (s < windows[:, 1:])
 
 
 def keys_of(cache: Tensor, q: Tensor) -> tuple[Tensor, Tensor | None]:

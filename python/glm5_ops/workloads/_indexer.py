@@ -180,10 +180,18 @@ def exact_scores(inputs: dict) -> tuple[Tensor, Tensor]:
     heads and a few more; each addition errs by up to 2^-24 of a partial sum, which is as large as the product, or as
     the root of its terms' squares where these cancel. A comparison takes two scores.
     """
-    q, weights, windows = inputs["q"].double(), inputs["weights"].double(), inputs["windows"].long()
-    tokens, heads, dim = q.shape
+    heads, dim = inputs["q"].shape[1:]
+    parts = [_exact_scores(inputs, slice(t, t + 32)) for t in range(0, inputs["q"].shape[0] or 1, 32)]
+    scores, largest = (torch.cat(part) for part in zip(*parts, strict=True))
+    return scores, 2 * (24 + dim / 32 + heads / 4) * 2.0**-24 * largest
+
+
+def _exact_scores(inputs: dict, rows: slice) -> tuple[Tensor, Tensor]:
+    """Scores of some tokens, and the largest sum of magnitudes of each."""
+    q, weights = (inputs[n][rows].double() for n in ("q", "weights"))
+    windows, tokens = inputs["windows"][rows].long(), len(q)
     if "cache" in inputs:
-        keys, k, k_scales = inputs["block_table"].shape[1] * PAGE, *_gathered(inputs)
+        keys, k, k_scales = inputs["block_table"].shape[1] * PAGE, *_gathered(inputs, rows)
     else:
         keys, k = inputs["k"].shape[0], inputs["k"].double().expand(tokens, -1, -1)
         k_scales = inputs["k_scales"].double() if inputs.get("k_scales") is not None else torch.ones(keys).double()
@@ -195,13 +203,13 @@ def exact_scores(inputs: dict) -> tuple[Tensor, Tensor]:
     inside = (s >= windows[:, :1]) & (s < windows[:, 1:])
     magnitudes = magnitudes.where(inside & magnitudes.isfinite(), 0.0)
     largest = magnitudes.amax(1) if keys else magnitudes.new_zeros(tokens)
-    return scores.where(inside, float("-inf")), 2 * (24 + dim / 32 + heads / 4) * 2.0**-24 * largest
+    return scores.where(inside, float("-inf")), largest
 
 
-def _gathered(inputs: dict) -> tuple[Tensor, Tensor]:
-    """The keys of every token's sequence, [tokens, positions, dim], and their scales."""
+def _gathered(inputs: dict, rows: slice) -> tuple[Tensor, Tensor]:
+    """The keys of the sequences of some tokens, [tokens, positions, dim], and their scales."""
     cache, dim = inputs["cache"], inputs["q"].shape[2]
-    pages = inputs["block_table"][inputs["sequences"].long()].long().clamp(0, cache.shape[0] - 1)
+    pages = inputs["block_table"][inputs["sequences"][rows].long()].long().clamp(0, cache.shape[0] - 1)
     if cache.dtype == torch.uint8:
         k = cache[:, : PAGE * dim].reshape(-1, PAGE, dim).view(torch.float8_e4m3fn).double()
         scales = cache[:, PAGE * dim :].contiguous().view(torch.float32).double()

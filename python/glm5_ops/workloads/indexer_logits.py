@@ -1,6 +1,8 @@
-"""Cases of indexer_logits and indexer_logits_paged."""
+"""Cases of indexer_logits, of its gradient, and of indexer_logits_paged."""
 
 from dataclasses import dataclass
+
+import torch
 
 from glm5_ops.workloads._compare import WITHIN_TORCH
 from glm5_ops.workloads._indexer import DenseCase, PagedCase
@@ -11,6 +13,26 @@ from glm5_ops.workloads._workload import Workload
 class IndexerLogitsCase(DenseCase):
     def bytes_moved(self) -> int:
         return self.input_bytes() + self.tokens * self.keys * 4
+
+
+@dataclass(frozen=True)
+class IndexerLogitsBwdCase(IndexerLogitsCase):
+    """The gradient; outside the windows d_out holds NaN."""
+
+    dtype: str = "bf16"
+
+    def make(self, generator: torch.Generator) -> dict:
+        inputs = super().make(generator)
+        d_out = torch.randn(self.tokens, self.keys, generator=generator)
+        s, windows = torch.arange(self.keys), inputs["windows"]
+        inside = (s >= windows[:, :1]) & (s < windows[:, 1:])
+        return {"d_out": torch.where(inside, d_out, float("nan")), **inputs}
+
+    def flops(self) -> int:
+        return 3 * super().flops()
+
+    def bytes_moved(self) -> int:
+        return super().bytes_moved() + 2 * self.dim * (self.tokens * self.heads + self.keys)
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,20 @@ ANY_SIZES = tuple(
     for tokens, keys, heads, dim in ((9, 70, 1, 128), (9, 70, 5, 40), (70, 33, 3, 7), (4, 50, 17, 300), (3, 20, 130, 1))
     for dtype in ("e4m3", "bf16")
 )
+EDGES_BWD = (
+    *(IndexerLogitsBwdCase(tokens, keys, heads, dtype=dtype) for tokens, keys, heads in _SHAPES
+      for dtype in ("bf16", "e4m3")),
+    *(IndexerLogitsBwdCase(21, 150, 32, 128, dtype, windows) for dtype in ("bf16", "e4m3")
+      for windows in ("full", "empty", "random", "packed")),
+    IndexerLogitsBwdCase(70, 90, windows="random"),
+    IndexerLogitsBwdCase(12, 90, strided=True),
+)  # fmt: skip
+ANY_SIZES_BWD = tuple(
+    IndexerLogitsBwdCase(5, keys, heads, dim, dtype, "random")
+    for keys, heads, dim in ((70, 1, 128), (70, 5, 40), (33, 3, 7), (50, 17, 300), (20, 130, 1))
+    for dtype in ("bf16", "e4m3")
+)
+GLM5_BWD = (IndexerLogitsBwdCase(1024, 1024), IndexerLogitsBwdCase(256, 8192, windows="full"))
 GLM5 = (
     IndexerLogitsCase(1024, 1024),
     IndexerLogitsCase(4096, 4096),
@@ -63,6 +99,7 @@ WORKLOADS = {
     "indexer_logits": Workload(
         IndexerLogitsCase, EDGES, GLM5, WITHIN_TORCH, rows=("q", "weights", "windows"), row_dim=0
     ),
+    "indexer_logits_bwd": Workload(IndexerLogitsBwdCase, EDGES_BWD, GLM5_BWD, WITHIN_TORCH),
     "indexer_logits_paged": Workload(
         IndexerLogitsPagedCase, EDGES_PAGED, GLM5_PAGED, WITHIN_TORCH,
         rows=("q", "weights", "sequences", "windows"), row_dim=0,

@@ -76,6 +76,11 @@ def numbers(fill: str, rows: int, keys: int, generator: torch.Generator) -> torc
         return torch.where(x.abs() < 1.9, odd[torch.randint(0, 3, (rows, keys), generator=generator)], x)
     if fill == "misleading":  # high where a sample of 64 runs of 16 looks
         return torch.where(torch.arange(keys) % max(1, keys // 64) < 16, x + 10, x)
+    if fill == "gap":  # a tenth far above the others, with nothing between
+        return torch.where(torch.arange(keys) % 10 == 0, x.abs() + 100, x)
+    if fill == "hidden":  # low there, and elsewhere neighbours in their last bits: the buffer is cut often and closely
+        close = 1 + torch.randint(0, 4096, (rows, keys), generator=generator) * 2.0**-23
+        return torch.where(torch.arange(keys) % max(1, keys // 64) < 16, x - 10, close)
     if fill == "special":
         odd = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0, 0.0, 2.0**-140, -(2.0**-140), 3.4e38])
         pick = torch.randint(0, 16, (rows, keys), generator=generator)
@@ -85,7 +90,7 @@ def numbers(fill: str, rows: int, keys: int, generator: torch.Generator) -> torc
 
 FILLS = (
     "normal", "equal", "zeros", "plateau", "integers", "close", "tiny", "ascending", "descending", "nan", "infinite",
-    "misleading", "special",
+    "misleading", "hidden", "gap", "special",
 )  # fmt: skip
 EDGES = (
     *(TopkSelectCase(r, k, t) for r, k, t in ((0, 5, 3), (3, 0, 4), (1, 1, 1), (3, 7, 20), (5, 64, 64), (2, 65, 64))),
