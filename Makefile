@@ -64,8 +64,8 @@ wheel:          ## the distributable wheels into dist/: for the CPU, and with CU
 	@bash scripts/prepare.sh check
 	@test -x $(python) || bash scripts/prepare.sh demo
 	rm -rf dist && mkdir -p dist/cpu dist/cuda
-	GLM5_OPS_CUDA=OFF $(python) -m pip wheel --no-deps -w dist/cpu . -Cbuild-dir=build/wheel-cpu
-	GLM5_OPS_CUDA=wheels $(python) -m pip wheel --no-deps -w dist/cuda . -Cbuild-dir=build/wheel-cuda
+	GLM5_OPS_CUDA=OFF $(python) -m pip wheel --no-deps -w dist/cpu . --config-settings=build-dir=build/wheel-cpu
+	GLM5_OPS_CUDA=wheels $(python) -m pip wheel --no-deps -w dist/cuda . --config-settings=build-dir=build/wheel-cuda
 	@ls -l dist/*
 
 clean:

@@ -20,6 +20,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
 FEWEST_SLOW_ROUNDS = 3  # where these alone take several times the time that was aimed for
 MOST_SET_BYTES = 4 << 30  # of all copies of the inputs together
 MOST_SETS = 256
+KEPT_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,26 @@ def bound(contender: Callable | Prepared, inputs: dict) -> Callable[[], object] 
 
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
-    """Inside, the C library returns no memory to the system, if it is glibc.
+    """Inside, the C library has 512 MiB of memory at hand and returns none to the system, if it is glibc.
 
     By default it returns large tensors at once, and the next one of 50 MB waits for 12,000 new pages: on some machines
-    many times what an op needs to fill it.
+    many times what an op needs to fill it. The memory at hand is larger than any tensor by far: a piece of just a
+    tensor's size, with something small behind it, would be too small to be aligned for the next one.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
         yield
         return
     trim_threshold, mmap_max = -1, -4  # names of options in malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)  # as an unsigned number, more than there is
+    library.mallopt(mmap_max, 0)
+    library.mallopt(trim_threshold, -1)  # as an unsigned number, more than there is
     try:
+        torch.empty(KEPT_BYTES, dtype=torch.uint8).fill_(1)
         yield
     finally:
-        mallopt(mmap_max, 1 << 16)
-        mallopt(trim_threshold, 128 << 10)
+        library.mallopt(mmap_max, 1 << 16)
+        library.mallopt(trim_threshold, 128 << 10)
+        library.malloc_trim(0)
 
 
 class CpuClock:

@@ -30,7 +30,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
 
 def build(folder: Path, *options: str) -> Path:
     """A CPU wheel by ``pip wheel``, isolated: pip brings what the build needs."""
-    command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, f"-Cbuild-dir={folder}/build")
+    command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, f"--config-settings=build-dir={folder}/build")
     built = run(*command, *options, ROOT, GLM5_OPS_CUDA="OFF")
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = folder.glob("*.whl")
@@ -155,7 +155,7 @@ def test_works_with_the_oldest_torch(wheel, tmp_path):
 
 
 def test_linked_mode_needs_no_backend(tmp_path):
-    wheel = build(tmp_path, "-Ccmake.define.GLM5_OPS_LINKED=ON", "-Cwheel.py-api=")
+    wheel = build(tmp_path, "--config-settings=cmake.define.GLM5_OPS_LINKED=ON", "--config-settings=wheel.py-api=")
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert f"-{tag}-{tag}-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:

@@ -179,7 +179,10 @@ struct Maxima {
     positive = most_positive;
     return *this;
   }
-  GLM5_INLINE Unsigned doubled() const { return cpu::larger_of(all + all, (Unsigned)(positive + positive)); }
+  GLM5_INLINE Unsigned doubled() const {
+    const auto of_sign_zero = (Unsigned)positive;
+    return cpu::larger_of(all + all, of_sign_zero + of_sign_zero);
+  }
 };
 
 // As many groups as a lane has numbers of T are worked on together.
