@@ -1,8 +1,9 @@
-// What the CPU kernels that fill a cache share: the steps that turn a projected row into a stored one, as loops over a
-// fixed count that the compiler turns into vectors of whatever instruction set it compiles for.
+// What the CPU kernels that fill and read a cache share: the steps from a projected row to a stored one and back, as
+// loops over a fixed count that the compiler turns into vectors of whatever instruction set it compiles for.
 #pragma once
 
 #include "core/fp8.h"
+#include "core/mla_cache.h"
 
 namespace glm5::cpu {
 
@@ -75,6 +76,15 @@ GLM5_INLINE f32 quantize_group(const f32* x, bool power_of_two, u8* to) {
   for (i64 i = 0; i < kFp8Group; ++i) values[i] = e4m3_of(x[i] / scale);
   __builtin_memcpy(to, values, kFp8Group);
   return scale;
+}
+
+// A token of a latent cache of bytes as bf16.
+GLM5_INLINE void decode_latent(const u8* token, bf16* to) {
+  f32 scales[kMlaGroups];
+  __builtin_memcpy(scales, token + kMlaScalesAt, sizeof(scales));
+  for (i64 g = 0; g < kMlaGroups; ++g)
+    for (i64 i = g * kFp8Group; i < (g + 1) * kFp8Group; ++i) to[i] = to_bf16(f32_of_e4m3(token[i]) * scales[g]);
+  __builtin_memcpy(to + kMlaLatent, token + kMlaRopeAt, 2 * kMlaRope);
 }
 
 }  // namespace glm5::cpu

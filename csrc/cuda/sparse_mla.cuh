@@ -16,7 +16,10 @@
 // runs beside them.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "core/fp8.h"
+#include "core/mla_cache.h"
 #include "cuda/pipeline.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/cp_async.cuh"
@@ -71,18 +74,38 @@ struct SparseMlaLane {
 struct ChosenKeys {
   const i32* indices;  // of the token
   int count;           // places that may be present
-  int keys;
+  int keys;            // dense keys, slots, or positions of the sequence
+  const i32* table = nullptr;  // the pages of the token's sequence; a key is then a slot
+  int pages = 0;
 
   __device__ __forceinline__ ChosenKeys(const Tensor<const i32, 2>& all, const Tensor<const i32, 1>& topk_length,
                                         i64 keys, i64 token)
       : indices(all.at(token, 0)), count(static_cast<int>(all.shape[1])), keys(static_cast<int>(keys)) {
     if (topk_length.exists()) count = min(count, __ldg(topk_length.at(token)));
   }
+  // Of a cache: without a block table indices are slots. A sequence that the table lacks has no keys.
+  __device__ __forceinline__ ChosenKeys(const Tensor<const i32, 2>& all, const Tensor<const i32, 1>& topk_length,
+                                        i64 slots, const Tensor<const i32, 2>& block_table,
+                                        const Tensor<const i32, 1>& sequences, i64 token)
+      : ChosenKeys(all, topk_length, slots, token) {
+    if (!block_table.exists()) return;
+    const int sequence = __ldg(sequences.at(token));
+    pages = static_cast<int>(slots / kPage);
+    keys = static_cast<int>(block_table.shape[1] * kPage);
+    if (sequence >= 0 && sequence < block_table.shape[0]) {
+      table = block_table.at(sequence, 0);
+    } else {
+      count = 0;
+    }
+  }
   __device__ __forceinline__ int tiles() const { return count > 0 ? (count + 63) / 64 : 0; }
   // -1 where there is none.
   __device__ __forceinline__ int at(int place) const {
     const int key = place < count ? __ldg(indices + place) : -1;
-    return key < keys ? max(key, -1) : -1;
+    if (key < 0 || key >= keys) return -1;
+    if (table == nullptr) return key;
+    const int page = __ldg(table + key / static_cast<int>(kPage));
+    return page >= 0 && page < pages ? page * static_cast<int>(kPage) + key % static_cast<int>(kPage) : -1;
   }
 };
 
@@ -119,6 +142,49 @@ __device__ __forceinline__ void load_keys(const ChosenKeys& chosen, const Tensor
     for (int i = 0; i < kLines; ++i)
       start_loading_key<T::kParts>(kv, key[i], smem.keys[at.stage], first + 16 * i, chunk);
     ptx::cp_async_mbarrier_arrive_noinc(&smem.ring.full[at.stage]);
+  }
+}
+
+// Two e4m3 times their scale, as bf16.
+__device__ __forceinline__ u32 decode_pair(u32 pair, f32 scale) {
+  const u32 halves = ptx::cvt_rn_f16x2_e4m3x2(static_cast<u16>(pair));
+  const float2 wide = __half22float2(*reinterpret_cast<const __half2*>(&halves));
+  return ptx::cvt_rn_bf16x2_f32(__fmul_rn(wide.y, scale), __fmul_rn(wide.x, scale));
+}
+
+// The same keys from a latent cache of bytes, decoded on the way. A thread has 8 dims of every part of a line.
+template <class T>
+__device__ __forceinline__ void load_cached_keys(const ChosenKeys& chosen, const MlaCache& cache,
+                                                 SparseMlaStorage<T>& smem, RingPosition<T::kStages>& at) {
+  constexpr int kLines = T::kTile / 16;
+  const int thread = threadIdx.x % T::kLoaders, first = thread / 8, chunk = thread % 8;
+  for (int tile = 0; tile < chosen.tiles(); ++tile, at.advance()) {
+    smem.ring.wait_empty(at);
+#pragma unroll 1
+    for (int line = first; line < kLines * 16; line += 16) {
+      const int slot = chosen.at(tile * T::kTile + line);
+      uint2 values[T::kValueParts] = {};
+      float4 scales = {};
+      uint4 rope = {};
+      if (slot >= 0) {
+        const u8* token = cache.bytes_of(slot);
+#pragma unroll
+        for (int part = 0; part < T::kValueParts; ++part)
+          values[part] = __ldg(reinterpret_cast<const uint2*>(token + part * 64) + chunk);
+        scales = __ldg(reinterpret_cast<const float4*>(token + kMlaScalesAt));
+        rope = __ldg(reinterpret_cast<const uint4*>(token + kMlaRopeAt) + chunk);
+      }
+      const int place = swizzled(line, chunk);
+#pragma unroll
+      for (int part = 0; part < T::kValueParts; ++part) {
+        const f32 scale = part < 2 ? scales.x : part < 4 ? scales.y : part < 6 ? scales.z : scales.w;
+        *reinterpret_cast<uint4*>(&smem.keys[at.stage][part][line][place]) = {
+            decode_pair(values[part].x & 0xffff, scale), decode_pair(values[part].x >> 16, scale),
+            decode_pair(values[part].y & 0xffff, scale), decode_pair(values[part].y >> 16, scale)};
+      }
+      *reinterpret_cast<uint4*>(&smem.keys[at.stage][T::kValueParts][line][place]) = rope;
+    }
+    ptx::mbarrier_arrive(&smem.ring.full[at.stage]);
   }
 }
 

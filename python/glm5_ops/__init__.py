@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         quantize_fp8,
         sparse_mla_attention,
         sparse_mla_attention_bwd,
+        sparse_mla_decode,
         topk_select,
     )
 
@@ -52,6 +53,7 @@ __all__ = [
     "quantize_fp8",
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",
+    "sparse_mla_decode",
     "topk_select",
 ]
 

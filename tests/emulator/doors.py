@@ -91,9 +91,11 @@ def _keep_one_variant(folder, variant, per_row):
 
 
 def _keep_few_heads(folder):
-    """Drops the launches for more than 16 heads and for 512 dims."""
+    """Drops the launches for more than 16 heads, for 512 dims and for caches."""
     for file in (folder / "sm90.cu", folder / "bwd_sm90.cu"):
-        text = re.sub(r" *(if \(heads <= 32\) return )?launch_\w+<(32|64), kQkDim>\([^;]*;\n", "", file.read_text())
+        text = file.read_text()
+        text = re.sub(r" *(if \(heads <= 32\) return )?launch_\w+<(32|64), kQkDim[^>]*>\([^;]*;\n", "", text)
+        text = re.sub(r" *if \(decodes\) return launch_for_heads<576, true>\([^;]*;\n", "", text)
         file.write_text(re.sub(r" *(else\n *)?launch_for_heads<512>\([^;]*;\n", "", text))
 
 

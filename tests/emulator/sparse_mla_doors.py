@@ -27,6 +27,11 @@ class ForwardArgs(ctypes.Structure):
         ("lse", Tensor2),
         ("probabilities", Tensor2),
         ("workspace", Bytes),
+        ("is_paged", ctypes.c_bool),
+        ("byte_cache", Tensor3),
+        ("bf16_cache", Tensor3),
+        ("block_table", Tensor2),
+        ("sequences", Tensor1),
     ]
 
 

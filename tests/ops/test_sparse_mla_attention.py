@@ -1,4 +1,5 @@
 import itertools
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -345,3 +346,45 @@ def test_sizes_of_every_kind_agree_with_the_reference():
         got = workload.run(sparse_mla_attention, inputs)
         verdict = workload.rule.judge(reference.sparse_mla_attention, workload.run, inputs, got)
         assert verdict.passed, f"heads {heads}, qk_dim {qk_dim}, topk {topk}: {verdict}"
+
+
+@pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed: HF's attention is no oracle"
+)
+def test_is_the_attention_of_transformers_in_the_absorbed_form():
+    from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as hf
+    from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
+
+    torch.manual_seed(0)
+    tokens, topk, heads, nope, v_head = 90, 32, 4, 24, 40
+    config = GlmMoeDsaConfig(
+        hidden_size=96, num_attention_heads=heads, num_key_value_heads=heads, q_lora_rank=64, kv_lora_rank=512,
+        qk_nope_head_dim=nope, qk_rope_head_dim=64, v_head_dim=v_head, index_n_heads=32, index_topk=topk,
+        attn_implementation="eager",
+    )  # fmt: skip
+    layer = hf.GlmMoeDsaAttention(config, 0).double()
+    hidden, angles = torch.randn(1, tokens, 96).double(), torch.randn(1, tokens, 64).double()
+    rope = angles.cos(), angles.sin()
+    causal = torch.full((1, 1, tokens, tokens), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)
+    layer.o_proj = torch.nn.Identity()
+    with torch.no_grad():
+        theirs, _, chosen = layer(hidden, rope, causal, position_ids=torch.arange(tokens)[None])
+
+        q = layer.q_b_proj(layer.q_a_layernorm(layer.q_a_proj(hidden))).view(1, tokens, heads, nope + 64)
+        latent, k_rope = layer.kv_a_proj_with_mqa(hidden).split([512, 64], dim=2)
+        q_rope, k_rope = hf.apply_rotary_pos_emb_interleave(q[..., nope:], k_rope[:, :, None], *rope, unsqueeze_dim=2)
+        keys, values = layer.kv_b_proj.weight.view(heads, nope + v_head, 512).split([nope, v_head], dim=1)
+        q = torch.cat((torch.einsum("thd,hdl->thl", q[0, ..., :nope], keys), q_rope[0]), dim=2)
+        kv = torch.cat((layer.kv_a_layernorm(latent)[0], k_rope[0, :, 0]), dim=1)
+        visible = chosen[0] <= torch.arange(tokens)[:, None]
+        indices = torch.where(visible, chosen[0], -1).int().contiguous()
+
+        def outputs(function, q, kv):
+            out = function(q, kv, indices, layer.scaling)[0].double()
+            return torch.einsum("thl,hvl->thv", out, values).reshape(1, tokens, heads * v_head)
+
+        assert topk < tokens and (indices < 0).any()
+        # HF's softmax is of float32, whatever the inputs are
+        assert cosine_difference(outputs(reference.sparse_mla_attention, q, kv), theirs) < 1e-10
+        ours = outputs(sparse_mla_attention, q.bfloat16(), kv.bfloat16())
+    assert cosine_difference(ours, theirs) < 3e-5  # of bf16 queries and keys

@@ -7,14 +7,6 @@
 
 namespace glm5::mla_cache {
 
-GLM5_INLINE void gather_bytes(const u8* token, bf16* out) {
-  f32 scales[kMlaGroups];
-  __builtin_memcpy(scales, token + kMlaScalesAt, sizeof(scales));
-  for (i64 g = 0; g < kMlaGroups; ++g)
-    for (i64 i = g * kFp8Group; i < (g + 1) * kFp8Group; ++i) out[i] = to_bf16(cpu::f32_of_e4m3(token[i]) * scales[g]);
-  __builtin_memcpy(out + kMlaLatent, token + kMlaRopeAt, 2 * kMlaRope);
-}
-
 GLM5_INLINE void gather(const MlaCacheGatherArgs& args, i64 begin, i64 end) {
   const cpu::FloatState before = cpu::use_default_floats();
   for (i64 row = begin; row < end; ++row) {
@@ -23,7 +15,7 @@ GLM5_INLINE void gather(const MlaCacheGatherArgs& args, i64 begin, i64 end) {
     if (slot < 0)
       __builtin_memset(out, 0, 2 * kMlaDim);
     else if (args.cache.bytes.exists())
-      gather_bytes(args.cache.bytes_of(slot), out);
+      cpu::decode_latent(args.cache.bytes_of(slot), out);
     else
       __builtin_memcpy(out, args.cache.values_of(slot), 2 * kMlaDim);
   }

@@ -1,6 +1,7 @@
 #include "core/error.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/workspace_check.h"
 #include "ops/sparse_mla_attention/bwd.h"
 
 namespace glm5 {
@@ -52,9 +53,21 @@ i64 item_heads(i64 tokens, i64 heads, bool with_probabilities) {
   return smaller(heads, round_up(ceil_div(heads, ceil_div(2 * threads, larger(1, tokens))), sparse_mla::kHeadTile));
 }
 
-void check_workspace(const char* op, const Tensor<u8, 1>& workspace, i64 needed) {
-  require(workspace.shape[0] >= needed, op, ": workspace must be u8[", needed, "] or longer for ", cpu::thread_count(),
-          " threads; got u8[", workspace.shape[0], "]");
+// What a position of a sequence needs in order to be looked up.
+void check_pages(const char* op, const SparseMlaAttentionArgs& args) {
+  const i64 pages = args.cache.slots() / kPage;
+  for (i64 t = 0; t < args.indices.shape[0]; ++t) {
+    const i64 sequence = *args.sequences.at(t), length = sparse_mla::row_length(args.indices, args.topk_length, t);
+    require(0 <= sequence && sequence < args.block_table.shape[0], op, ": sequences[", t,
+            "] must be a row of block_table, which has ", args.block_table.shape[0], "; got ", sequence);
+    for (i64 j = 0; j < length; ++j) {
+      const i64 index = *args.indices.at(t, j), column = index / kPage;
+      if (index < 0 || column >= args.block_table.shape[1]) continue;
+      const i64 page = *args.block_table.at(sequence, column);
+      require(0 <= page && page < pages, op, ": block_table[", sequence, ", ", column,
+              "] must be a page of the cache, since indices[", t, ", ", j, "] uses it; got ", page);
+    }
+  }
 }
 
 // Tokens whose rows of d_kv wait at a time: two for each thread, to even them out.
@@ -117,14 +130,23 @@ i64 sparse_mla_attention_workspace_bytes(i64 heads, i64 qk_dim, i64 v_dim, i64 t
   return cpu::thread_count() * sparse_mla::Sizes{heads, qk_dim, v_dim, topk}.bytes() + sparse_mla::kAlign;
 }
 
+i64 sparse_mla_decode_workspace_bytes(i64 heads, i64 topk, bool byte_cache) {
+  const sparse_mla::Sizes sizes{heads, kMlaDim, kMlaLatent, topk, byte_cache};
+  return cpu::thread_count() * sizes.bytes() + sparse_mla::kAlign;
+}
+
 i64 sparse_mla_attention_bwd_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64 v_dim, i64 topk, i64 keys) {
   return BwdPlaces(tokens, {heads, qk_dim, v_dim, topk}, keys).end;
 }
 
 void sparse_mla_attention_cpu(const SparseMlaAttentionArgs& args) {
+  const char* op = args.is_paged ? "sparse_mla_decode" : "sparse_mla_attention";
   const auto& shape = args.q.shape;
-  check_workspace("sparse_mla_attention", args.workspace,
-                  sparse_mla_attention_workspace_bytes(shape[1], shape[2], args.out.shape[2], args.indices.shape[1]));
+  const i64 v_dim = args.out.shape[2], topk = args.indices.shape[1];
+  cpu::check_workspace(op, args.workspace,
+                       args.is_paged ? sparse_mla_decode_workspace_bytes(shape[1], topk, args.cache.bytes.exists())
+                                     : sparse_mla_attention_workspace_bytes(shape[1], shape[2], v_dim, topk));
+  if (args.block_table.exists()) check_pages(op, args);
   const sparse_mla::Task task{args, item_heads(shape[0], shape[1], args.probabilities.shape[0] > 0)};
   cpu::run_best(kAttend, task, shape[0] * task.items_of_token());
 }
@@ -133,7 +155,7 @@ void sparse_mla_attention_bwd_cpu(const SparseMlaAttentionBwdArgs& args) {
   const i64 tokens = args.q.shape[0], keys = args.kv.shape[0];
   const sparse_mla::BwdSizes sizes{args.q.shape[1], args.q.shape[2], args.out.shape[2], args.indices.shape[1]};
   const BwdPlaces places(tokens, sizes, keys);
-  check_workspace("sparse_mla_attention_bwd", args.workspace, places.end);
+  cpu::check_workspace("sparse_mla_attention_bwd", args.workspace, places.end);
   u8* own = sparse_mla::aligned(args.workspace.data);
   f32* sums = reinterpret_cast<f32*>(own + places.sums);
   f64* d_sink = reinterpret_cast<f64*>(own + places.d_sink);

@@ -4,6 +4,7 @@
 // [128 keys][head][128], as the loops of cpu/gemm_vectors.h read rows.
 #pragma once
 
+#include "cpu/cache_rows.h"
 #include "cpu/exp.h"
 #include "cpu/float_environment.h"
 #include "cpu/gemm.h"
@@ -56,6 +57,27 @@ GLM5_INLINE i64 list_present(const Tensor<const bf16, 2>& kv, const Tensor<const
   return count;
 }
 
+// The same of a token whose keys lie in a cache; those of a byte cache are made into rows of bf16 from `decoded` on.
+GLM5_INLINE i64 list_present_paged(const SparseMlaAttentionArgs& args, i64 token, const bf16** rows, i32* places,
+                                   bf16* decoded) {
+  const i64 length = row_length(args.indices, args.topk_length, token);
+  const cpu::FloatState before = cpu::use_default_floats();  // as mla_cache_gather
+  i64 count = 0;
+  for (i64 j = 0; j < length; ++j) {
+    const i64 slot = args.slot_of(token, *args.indices.at(token, j));
+    if (slot < 0) continue;
+    if (args.cache.bytes.exists()) {
+      cpu::decode_latent(args.cache.bytes_of(slot), decoded + count * kMlaDim);
+      rows[count] = decoded + count * kMlaDim;
+    } else {
+      rows[count] = args.cache.values_of(slot);
+    }
+    places[count++] = static_cast<i32>(j);
+  }
+  cpu::restore_floats(before);
+  return count;
+}
+
 // Asks for bytes [begin, end) of rows [first, last) of those that a token names.
 GLM5_INLINE void prefetch_rows(const bf16* const* rows, i64 first, i64 last, i64 begin, i64 end) {
   for (i64 i = first; i < last; ++i) {
@@ -68,6 +90,7 @@ GLM5_INLINE void prefetch_rows(const bf16* const* rows, i64 first, i64 last, i64
 
 struct Sizes {
   i64 heads, qk_dim, v_dim, topk;
+  bool decodes = false;  // rows of bf16 are made of a byte cache
 
   GLM5_INLINE i64 blocks() const { return ceil_div(topk, cpu::kGemmBlock); }
   // Queries as f32 in blocks of 128, or as tiles of bf16 (AMX), which are no larger.
@@ -82,7 +105,8 @@ struct Sizes {
   GLM5_INLINE i64 out_floats() const { return round_up(heads, kHeadTile) * round_up(v_dim, kWidestPanel); }
   GLM5_INLINE i64 bytes() const {
     const i64 floats = query_floats() + score_floats() + panel_floats() + out_floats() + heads;
-    return round_up(4 * (floats + blocks() * cpu::kGemmBlock) + 2 * score_floats() + (8 + 4) * topk, kAlign) +
+    const i64 rows = decodes ? 2 * topk * kMlaDim : 0;
+    return round_up(4 * (floats + blocks() * cpu::kGemmBlock) + 2 * score_floats() + (8 + 4) * topk + rows, kAlign) +
            16 * kAlign;
   }
 };
@@ -101,7 +125,8 @@ GLM5_INLINE T* take(u8*& own, i64 count) {
 
 struct Scratch {
   f32 *queries, *scores, *panel, *out, *weights, *sums;
-  bf16* tiles;  // as many as there are scores
+  bf16* tiles;    // as many as there are scores
+  bf16* decoded;  // [topk][576] of a byte cache
   const bf16** rows;
   i32* places;
 
@@ -115,6 +140,7 @@ struct Scratch {
     sums = take<f32>(own, sizes.blocks() * cpu::kGemmBlock);
     rows = take<const bf16*>(own, sizes.topk);
     places = take<i32>(own, sizes.topk);
+    decoded = take<bf16>(own, sizes.decodes ? sizes.topk * kMlaDim : 0);
   }
 };
 
@@ -217,13 +243,17 @@ template <class Kernel>
 GLM5_INLINE void attend(const Task& task, i64 begin, i64 end, i64 thread) {
   const cpu::FloatState before = cpu::use_flushing_floats();
   const SparseMlaAttentionArgs& args = task.args;
-  const Sizes sizes{task.item_heads, args.q.shape[2], args.out.shape[2], args.indices.shape[1]};
+  const Sizes sizes{task.item_heads, args.q.shape[2], args.out.shape[2], args.indices.shape[1],
+                    args.cache.bytes.exists()};
   const Scratch scratch(aligned(args.workspace.data) + thread * sizes.bytes(), sizes);
   const bool with_sums = args.probabilities.shape[0] > 0;
   Kernel::begin();
   for (i64 i = begin; i < end; ++i) {
     const Item item(task, i);
-    const i64 count = list_present(args.kv, args.indices, args.topk_length, item.token, scratch.rows, scratch.places);
+    const i64 count =
+        args.is_paged
+            ? list_present_paged(args, item.token, scratch.rows, scratch.places, scratch.decoded)
+            : list_present(args.kv, args.indices, args.topk_length, item.token, scratch.rows, scratch.places);
     if (with_sums) {
       for (i64 s = 0; s < round_up(count, cpu::kGemmStep); ++s) scratch.sums[s] = 0.0f;
     }

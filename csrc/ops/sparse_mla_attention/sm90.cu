@@ -98,7 +98,13 @@ __device__ __forceinline__ void attend(const SparseMlaAttentionArgs& args, const
   store_lines<2 * T::kVDim>(staging, args.out.at(token, first_head, 0), args.out.stride[1], heads, T::kMathThreads);
 }
 
-template <class T>
+__device__ __forceinline__ ChosenKeys chosen_keys(const SparseMlaAttentionArgs& args, i64 token) {
+  if (!args.is_paged) return ChosenKeys(args.indices, args.topk_length, args.kv.shape[0], token);
+  return ChosenKeys(args.indices, args.topk_length, args.cache.slots(), args.block_table, args.sequences, token);
+}
+
+// kDecodes: keys are those of a cache of bytes; otherwise the rows of kv.
+template <class T, bool kDecodes>
 __global__ __launch_bounds__(T::kThreads, 1)
 void sparse_mla_attention_kernel(const __grid_constant__ SparseMlaAttentionArgs args) {
   extern __shared__ __align__(1024) u8 smem_base[];
@@ -109,11 +115,14 @@ void sparse_mla_attention_kernel(const __grid_constant__ SparseMlaAttentionArgs 
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  const ChosenKeys chosen(args.indices, args.topk_length, args.kv.shape[0], token);
+  const ChosenKeys chosen = chosen_keys(args, token);
   if (threadIdx.x >= T::kMathThreads) {
     ptx::setmaxnreg_dec<T::kLoaderRegisters>();
     RingPosition<T::kStages> at;
-    load_keys<T>(chosen, args.kv, smem, at);
+    if constexpr (kDecodes)
+      load_cached_keys<T>(chosen, args.cache, smem, at);
+    else
+      load_keys<T>(chosen, args.kv, smem, at);
   } else {
     ptx::setmaxnreg_inc<T::kMathRegisters>();
     attend<T>(args, chosen, token, first_head, smem);
@@ -179,7 +188,7 @@ void sparse_mla_probabilities_kernel(const __grid_constant__ SparseMlaAttentionA
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  const ChosenKeys chosen(args.indices, args.topk_length, args.kv.shape[0], token);
+  const ChosenKeys chosen = chosen_keys(args, token);
   RingPosition<T::kStages> at;
   if (threadIdx.x >= T::kMathThreads) {
     for (i64 first = 0; first < heads; first += T::kHeads) load_keys<T>(chosen, args.kv, smem, at);
@@ -191,33 +200,48 @@ void sparse_mla_probabilities_kernel(const __grid_constant__ SparseMlaAttentionA
   for (i64 first = 0; first < heads; first += T::kHeads) sum_probabilities<T>(args, chosen, token, first, smem, at);
 }
 
-template <int kHeads, int kQkDim>
+template <int kHeads, int kQkDim, bool kDecodes = false>
 void launch_attention(const SparseMlaAttentionArgs& args, const Device& device, void* stream) {
   using T = SparseMlaTile<kHeads, kQkDim>;
   constexpr int kBytes = static_cast<int>(sizeof(SparseMlaStorage<T>));
   static_assert(kBytes <= kMaxSmemBytes);
   const dim3 blocks(static_cast<unsigned>(args.q.shape[0]), static_cast<unsigned>(ceil_div(args.q.shape[1], kHeads)));
-  launch<sparse_mla_attention_kernel<T>>(kOp, device, {.blocks = blocks, .threads = T::kThreads, .smem_bytes = kBytes},
+  launch<sparse_mla_attention_kernel<T, kDecodes>>(
+      kOp, device, {.blocks = blocks, .threads = T::kThreads, .smem_bytes = kBytes},
                                          stream, args);
   if (args.probabilities.shape[0] == 0 || args.probabilities.shape[1] == 0) return;
   launch<sparse_mla_probabilities_kernel<T>>(
       kOp, device, {.blocks = dim3(blocks.x), .threads = T::kThreads, .smem_bytes = kBytes}, stream, args);
 }
 
-template <int kQkDim>
+template <int kQkDim, bool kDecodes = false>
 void launch_for_heads(const SparseMlaAttentionArgs& args, const Device& device, void* stream) {
   const i64 heads = args.q.shape[1];
-  if (heads <= 16) return launch_attention<16, kQkDim>(args, device, stream);
-  if (heads <= 32) return launch_attention<32, kQkDim>(args, device, stream);
-  launch_attention<64, kQkDim>(args, device, stream);
+  if (heads <= 16) return launch_attention<16, kQkDim, kDecodes>(args, device, stream);
+  if (heads <= 32) return launch_attention<32, kQkDim, kDecodes>(args, device, stream);
+  launch_attention<64, kQkDim, kDecodes>(args, device, stream);
+}
+
+// A cache of bf16 is a matrix of slots.
+Tensor<const bf16, 2> rows_of(const Tensor<bf16, 3>& cache) {
+  return {cache.data, {cache.shape[0] * kPage, kMlaDim}, {kMlaDim, 1}};
 }
 
 }  // namespace
 
-void sparse_mla_attention_cuda(const SparseMlaAttentionArgs& args, void* stream) {
-  sparse_mla::check_limits(kOp, args.q, args.kv, args.out.shape[2]);
+void sparse_mla_attention_cuda(const SparseMlaAttentionArgs& given, void* stream) {
+  SparseMlaAttentionArgs args = given;
+  const char* op = args.is_paged ? "sparse_mla_decode" : kOp;
+  const bool decodes = args.cache.bytes.exists();
+  if (args.is_paged && !decodes) args.kv = rows_of(args.cache.values);
+  sparse_mla::check_limits(op, args.q, args.kv, args.out.shape[2]);
+  require(args.cache.slots() < i64{1} << 31, op, ": cache must have fewer than 2^31 slots on CUDA, got ",
+          args.cache.slots());
+  require(!decodes || reinterpret_cast<std::uintptr_t>(args.cache.bytes.data) % 16 == 0, op,
+          ": cache must start at a multiple of 16 bytes on CUDA");
   if (args.q.shape[0] == 0 || args.q.shape[1] == 0) return;
-  const Device device = require_sm90(kOp);
+  const Device device = require_sm90(op);
+  if (decodes) return launch_for_heads<576, true>(args, device, stream);
   if (args.q.shape[2] == 576) return launch_for_heads<576>(args, device, stream);
   launch_for_heads<512>(args, device, stream);
 }

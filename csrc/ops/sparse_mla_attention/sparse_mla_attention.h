@@ -9,6 +9,9 @@
 //   factor = 1 / (1 + exp(sink[h] - lse)), or 1 without a sink: the sink does not enter lse
 //   probabilities[t, j] = sum over h of exp(s(i) - lse), before the sink, at the place j of i; 0 at absent places
 //
+// sparse_mla_decode is the same over the rows of a latent cache, as mla_cache_gather reads them: its bits are those of
+// sparse_mla_attention over these rows.
+//
 // What is absent is never read. NaN in a key spreads to the heads of the tokens that name it and no further.
 //
 // The tree, on CPU (every instruction set, batch, thread count and shard of heads gives the same bits). It knows only
@@ -35,7 +38,7 @@
 // rounded to the type of their tensors once.
 #pragma once
 
-#include "core/tensor.h"
+#include "core/mla_cache.h"
 
 namespace glm5 {
 
@@ -50,6 +53,22 @@ struct SparseMlaAttentionArgs {
   Tensor<f32, 2> lse;                // [tokens, heads], row-major
   Tensor<f32, 2> probabilities;      // [tokens, topk], row-major; [0, topk]: not wanted
   Tensor<u8, 1> workspace;           // sparse_mla_attention_workspace_bytes()
+
+  // sparse_mla_decode: keys lie in the pages of a cache, and kv is not read. An index is a position of the token's
+  // sequence, or, without a block table, a slot of the cache.
+  bool is_paged = false;
+  MlaCache cache = {};                    // only read
+  Tensor<const i32, 2> block_table = {};  // [sequences, max_pages], unit stride along the second; or absent
+  Tensor<const i32, 1> sequences = {};    // [tokens], a row of block_table; or absent
+
+  // The slot of an index, -1 where there is none.
+  GLM5_INLINE i64 slot_of(i64 token, i64 index) const {
+    if (index < 0 || !block_table.exists()) return index < cache.slots() ? index : -1;
+    const i64 sequence = *sequences.at(token);
+    if (index >= block_table.shape[1] * kPage || sequence < 0 || sequence >= block_table.shape[0]) return -1;
+    const i64 page = *block_table.at(sequence, index / kPage);
+    return page >= 0 && page * kPage < cache.slots() ? page * kPage + index % kPage : -1;
+  }
 };
 
 struct SparseMlaAttentionBwdArgs {
@@ -70,6 +89,7 @@ struct SparseMlaAttentionBwdArgs {
 };
 
 i64 sparse_mla_attention_workspace_bytes(i64 heads, i64 qk_dim, i64 v_dim, i64 topk);
+i64 sparse_mla_decode_workspace_bytes(i64 heads, i64 topk, bool byte_cache);
 i64 sparse_mla_attention_bwd_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64 v_dim, i64 topk, i64 keys);
 // On CUDA: for every key its sums (64-bit), a mark and a count; for every token and head a number; seven maxima.
 GLM5_INLINE i64 sparse_mla_attention_bwd_cuda_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64, i64, i64 keys) {

@@ -61,6 +61,34 @@ def check_block_table(
         )
 
 
+def check_used_pages(
+    op: str, indices: Tensor, topk_length: Tensor | None, block_table: Tensor, sequences: Tensor, pages: int
+) -> None:
+    """Refuse a sequence that the table lacks, and entries that an index uses and that are no pages of the cache.
+
+    Raises:
+        ValueError: a sentence with the first row at fault.
+    """
+    count, columns = block_table.shape
+    row = _first((sequences < 0) | (sequences >= count))
+    if row is not None:
+        got = int(sequences[row])
+        raise ValueError(f"{op}: sequences[{row}] must be a row of block_table, which has {count}; got {got}")
+    column = torch.where(indices < 0, columns, indices // PAGE)
+    used = column < columns
+    if topk_length is not None:
+        used &= torch.arange(indices.shape[1], device=indices.device) < topk_length[:, None]
+    entries = block_table[sequences.long()].gather(1, torch.where(used, column, 0).long()) if columns else column
+    bad = used & ((entries < 0) | (entries >= pages))
+    row = _first(bad.any(dim=1))
+    if row is not None:
+        j = _first(bad[row])
+        raise ValueError(
+            f"{op}: block_table[{int(sequences[row])}, {int(column[row, j])}] must be a page of the cache, since "
+            f"indices[{row}, {j}] uses it; got {int(entries[row, j])}"
+        )
+
+
 def check_cache_slots(op: str, cache_slots: Tensor, slots: int) -> None:
     """Refuse what is neither -1 nor a slot of the cache.
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from glm5_ops import _native
 from glm5_ops.ops._contract import Contract
+from glm5_ops.ops._indices import check_used_pages
 from glm5_ops.ops._op import differentiable, op, stream_of, workspace_of
 
 CONTRACT = Contract(
@@ -23,6 +24,20 @@ CONTRACT = Contract(
     d_q="bf16[tokens, heads, qk_dim]",
     d_kv="bf16[keys, qk_dim]",
     d_sink="f32[heads]",
+)
+
+DECODE = Contract(
+    "sparse_mla_decode",
+    q="bf16[tokens, heads, 576] strided",
+    byte_cache="u8[pages, 64, 656]",
+    bf16_cache="bf16[pages, 64, 576]",
+    indices="i32[tokens, topk]",
+    block_table="i32[sequences, max_pages] strided?",
+    sequences="i32[tokens]?",
+    topk_length="i32[tokens]?",
+    sink="f32[heads]?",
+    out="bf16[tokens, heads, 512]",
+    lse="f32[tokens, heads]",
 )
 
 
@@ -165,3 +180,71 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, d_out: Tensor, d_lse: Te
 
 
 differentiable(sparse_mla_attention, save=_save, backward=_backward)
+
+
+def _outputs_decode(
+    q: Tensor,
+    cache: Tensor,
+    indices: Tensor,
+    scale: float,
+    block_table: Tensor | None = None,
+    sequences: Tensor | None = None,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+    check_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    line = "byte_cache" if cache.element_size() == 1 else "bf16_cache"
+    given = {"indices": indices, "block_table": block_table, "sequences": sequences}
+    lengths = DECODE.check(q=q, **{line: cache}, **given, topk_length=topk_length, sink=sink)
+    DECODE.require(abs(scale) < float("inf"), "scale", "a finite number", scale)
+    together = (block_table is None) == (sequences is None)
+    DECODE.require(together, "sequences", "given with block_table, and only then", sequences)
+    return DECODE.empty("out", lengths, like=q), DECODE.empty("lse", lengths, like=q)
+
+
+@op(fake=_outputs_decode)
+def sparse_mla_decode(
+    q: Tensor,
+    cache: Tensor,
+    indices: Tensor,
+    scale: float,
+    block_table: Tensor | None = None,
+    sequences: Tensor | None = None,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+    check_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``sparse_mla_attention`` over the rows of a paged latent cache, for any number of query tokens per sequence.
+
+    The bits are those of ``sparse_mla_attention`` over the rows that ``mla_cache_gather`` reads from the cache, in the
+    order of the indices: a decoded token has the bits of its row in a prefill over the same values, alone or in any
+    batch. No gradient.
+
+    Args:
+        q: queries in the absorbed form: 512 latent dims, then 64 rotated ones.
+        cache: bf16[pages, 64, 576] or u8[pages, 64, 656], as ``mla_cache_append`` fills it.
+        indices: with a block table positions of the token's sequence, as ``topk_select`` gives them: position s lies in
+            page ``block_table[sequence, s / 64]``, at s % 64. Without one slots of the cache, page * 64 + row. Negative
+            ones, and those beyond the table or the cache, are absent wherever they stand.
+        scale: of the scores.
+        block_table: the pages of every sequence; entries that no index uses may be anything.
+        sequences: of every token, its row of ``block_table``.
+        topk_length, sink: as for ``sparse_mla_attention``.
+        check_indices: look at sequences and the used entries of block_table first, also on a GPU (which waits for it),
+            and refuse wrong ones in a sentence. CPUs always do; on a GPU without it keys of pages that do not exist are
+            absent.
+
+    Returns:
+        out, bf16[tokens, heads, 512]; lse, f32[tokens, heads].
+    """
+    out, lse = _outputs_decode(q, cache, indices, scale, block_table, sequences, topk_length, sink)
+    if check_indices and block_table is not None:
+        check_used_pages("sparse_mla_decode", indices, topk_length, block_table, sequences, cache.shape[0])
+    byte_cache, bf16_cache = (cache, None) if cache.element_size() == 1 else (None, cache)
+    sizes = (q.shape[1], indices.shape[1], byte_cache is not None)
+    workspace = workspace_of(q, lambda: _native.sparse_mla_decode_workspace_bytes(*sizes))
+    _native.sparse_mla_decode(
+        q, byte_cache, bf16_cache, indices, scale, block_table, sequences, topk_length, sink, out, lse, workspace,
+        stream_of(q),
+    )  # fmt: skip
+    return out, lse

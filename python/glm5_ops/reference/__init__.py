@@ -13,7 +13,7 @@ from glm5_ops.reference.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.reference.mla_cache_append import mla_cache_append
 from glm5_ops.reference.mla_cache_gather import mla_cache_gather
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
-from glm5_ops.reference.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd
+from glm5_ops.reference.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd, sparse_mla_decode
 from glm5_ops.reference.topk_select import topk_select
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "quantize_fp8",
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",
+    "sparse_mla_decode",
     "topk_select",
 ]

@@ -67,6 +67,41 @@ def sparse_mla_attention_bwd(
     return d_q.to(q.dtype), d_kv.to(kv.dtype), d_sink
 
 
+def sparse_mla_decode(
+    q: Tensor,
+    cache: Tensor,
+    indices: Tensor,
+    scale: float,
+    block_table: Tensor | None = None,
+    sequences: Tensor | None = None,
+    topk_length: Tensor | None = None,
+    sink: Tensor | None = None,
+    check_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    slots = indices.long()
+    if block_table is not None:
+        positions = block_table.shape[1] * 64
+        inside = (slots >= 0) & (slots < positions)
+        at = torch.where(inside, slots, 0)
+        table = torch.cat((block_table.long(), block_table.new_zeros(len(block_table), 1)), dim=1)  # never empty
+        pages = table[sequences.long()].gather(1, at // 64)
+        slots = torch.where(inside, pages * 64 + at % 64, -1)
+    rows = _rows(cache).to(q.dtype)
+    out, lse, _ = sparse_mla_attention(q, rows, slots, scale, 512, topk_length, sink)
+    return out, lse
+
+
+def _rows(cache: Tensor) -> Tensor:
+    """All slots of a latent cache as bf16."""
+    rows = cache.flatten(0, 1)
+    if cache.dtype != torch.uint8:
+        return rows
+    values = rows[:, :512].contiguous().view(torch.float8_e4m3fn).float().unflatten(1, (4, 128))
+    scales = rows[:, 512:528].contiguous().view(torch.float32)
+    latent = (values * scales[:, :, None]).flatten(1).to(torch.bfloat16)
+    return torch.cat((latent, rows[:, 528:].contiguous().view(torch.bfloat16)), dim=1)
+
+
 def _present(indices: Tensor, kv: Tensor, topk_length: Tensor | None, t: int) -> tuple[Tensor, Tensor]:
     """The places of a row that hold a key, and these keys."""
     row = indices[t] if topk_length is None else indices[t, : max(0, int(topk_length[t]))]

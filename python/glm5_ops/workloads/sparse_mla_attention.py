@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glm5_ops.workloads._compare import ATTENTION, ATTENTION_GRADIENT
-from glm5_ops.workloads._indexer import chosen_indices, values
+from glm5_ops.workloads._indexer import PAGE, chosen_indices, values
 from glm5_ops.workloads._workload import Case, Workload
 
 
@@ -78,6 +78,63 @@ def _lse(inputs: dict, t: int) -> Tensor:
     return (inputs["scale"] * (inputs["q"][t].float() @ keys.T)).logsumexp(1)
 
 
+@dataclass(frozen=True)
+class SparseMlaDecodeCase(Case):
+    """`sequences` of up to `length` positions in pages in any order, `queries` tokens of each. `cache`: fp8 or bf16;
+    `fill` and `more` as above, and in `more` ``t``: indices by way of a block table."""
+
+    sequences: int
+    length: int
+    topk: int
+    heads: int = 64
+    queries: int = 1
+    cache: str = "fp8"
+    fill: str = "chosen"
+    more: str = "t"
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.queries
+
+    def make(self, generator: torch.Generator) -> dict:
+        each = (self.length + PAGE - 1) // PAGE
+        pages = self.sequences * each + 2  # two that nobody has
+        order = torch.randperm(pages, generator=generator)[: self.sequences * each].int()
+        keys = self.length if "t" in self.more else pages * PAGE
+        inputs = {
+            "q": values((self.tokens, self.heads, 576), "bf16", generator),
+            "cache": latent_cache(self.cache, pages, generator),
+            "indices": chosen_indices(self.tokens, keys, self.topk, self.fill, generator),
+            "scale": 15 * 576**-0.5,
+        }
+        if "t" in self.more:
+            inputs["block_table"] = order.view(self.sequences, each)
+            inputs["sequences"] = torch.arange(self.sequences).repeat_interleave(self.queries).int()
+        if "l" in self.more:
+            inputs["topk_length"] = torch.randint(-1, self.topk + 3, (self.tokens,), generator=generator).int()
+        if "s" in self.more:
+            inputs["sink"] = 2 * torch.randn(self.heads, generator=generator) + 2
+        return inputs
+
+    def flops(self) -> int:
+        return 2 * self.tokens * self.topk * self.heads * (576 + 512)
+
+    def bytes_moved(self) -> int:
+        row = 656 if self.cache == "fp8" else 1152
+        return self.tokens * (2 * self.heads * (576 + 512 + 2) + self.topk * (4 + row))
+
+
+def latent_cache(kind: str, pages: int, generator: torch.Generator) -> Tensor:
+    """A cache whose values are about 0.1, as keys of the other cases are."""
+    rope = (0.1 * torch.randn(pages, PAGE, 64, generator=generator)).bfloat16()
+    latent = torch.randn(pages, PAGE, 512, generator=generator)
+    if kind == "bf16":
+        return torch.cat(((0.1 * latent).bfloat16(), rope), dim=2)
+    codes = (60 * latent).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    scales = 0.1 / 60 * torch.exp2(torch.rand(pages, PAGE, 4, generator=generator))
+    return torch.cat((codes, scales.view(torch.uint8), rope.view(torch.uint8)), dim=2)
+
+
 # tokens, keys, topk, heads, qk_dim, v_dim
 _SHAPES = (
     (0, 40, 8, 8),
@@ -121,9 +178,29 @@ GLM5 = (
     SparseMlaAttentionCase(64, 16384, 2048, heads=8, fill="full"),
     SparseMlaAttentionCase(64, 16384, 2048, qk_dim=512, more="sp"),
 )
+EDGES_DECODE = (
+    SparseMlaDecodeCase(0, 70, 8, 8),
+    SparseMlaDecodeCase(1, 1, 1, 64),
+    SparseMlaDecodeCase(2, 70, 0, 8),
+    *(SparseMlaDecodeCase(2, 130, 65, 8, 1, cache, fill, more)
+      for cache in ("fp8", "bf16") for fill in ("chosen", "any") for more in ("t", "ls")),
+    SparseMlaDecodeCase(1, 130, 70, 20, 3, more="tls"),
+    SparseMlaDecodeCase(1, 60, 60, 64, cache="bf16", fill="full"),
+    SparseMlaDecodeCase(2, 60, 70, 3, fill="absent"),
+    SparseMlaDecodeCase(1, 60, 70, 3, fill="same"),
+)  # fmt: skip
+GLM5_DECODE = (
+    SparseMlaDecodeCase(1, 32768, 2048, fill="full"),
+    SparseMlaDecodeCase(4, 32768, 2048, fill="full"),
+    SparseMlaDecodeCase(4, 32768, 2048, cache="bf16", fill="full"),
+    SparseMlaDecodeCase(4, 32768, 2048, 8, fill="full"),
+)
 GLM5_BWD = (SparseMlaAttentionBwdCase(64, 16384, 2048, fill="full"),)
 _ROWS = ("q", "indices", "topk_length")
 WORKLOADS = {
     "sparse_mla_attention": Workload(SparseMlaAttentionCase, EDGES, GLM5, ATTENTION, rows=_ROWS, row_dim=0),
+    "sparse_mla_decode": Workload(
+        SparseMlaDecodeCase, EDGES_DECODE, GLM5_DECODE, ATTENTION, rows=(*_ROWS, "sequences"), row_dim=0
+    ),
     "sparse_mla_attention_bwd": Workload(SparseMlaAttentionBwdCase, EDGES_BWD, GLM5_BWD, ATTENTION_GRADIENT),
 }
