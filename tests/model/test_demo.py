@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from glm5_ops.cli import _demo_indexer, demo
+from glm5_ops.cli import _demo_attention, _demo_indexer, demo
 from glm5_ops.cli._output import Output, UsageError
 from glm5_ops.model import Fp8Linear
 
@@ -64,6 +64,23 @@ def test_the_indexers_keys_are_those_before_the_place():
     inputs = _demo_indexer.operands(torch.arange(300).to(torch.uint8), 50, "cpu")
     assert inputs["windows"].tolist() == [[0, place] for place in range(250, 300)]
     assert inputs["q"].shape == (50, 32, 128) and inputs["k"].shape == (300, 128)
+
+
+def test_attention_guesses_the_next_byte_of_a_text_that_repeats_itself():
+    lines = b"".join(b"every %d lines look alike\n" % (i % 3) for i in range(170))
+    text = torch.frombuffer(bytearray(lines), dtype=torch.uint8)
+    found = _demo_attention.show(text, "cpu", Output(False))
+    assert set(found["same"].values()) == {True} and len(found["same"]) == 6
+    assert found["right"] > 0.9 > 0.3 > found["commonest"]
+
+
+def test_a_changed_cache_is_seen():
+    text = torch.arange(300).to(torch.uint8)
+    inputs = _demo_attention.operands(text, torch.arange(300 - 20, 300).int().view(20, 1).repeat(1, 8), "cpu")
+    out, lse = inputs.decoded(slice(None))
+    assert all(_demo_attention._again(inputs, out, lse).values())
+    inputs.cache[inputs.slots[290] // 64, inputs.slots[290] % 64, 600] ^= 64
+    assert not all(_demo_attention._again(inputs, out, lse).values())
 
 
 def test_the_command_trains_draws_and_writes(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,5 @@
-"""``glm5-ops demo``: choose the keys of a text with the indexer, then train a small byte-level language model with FP8
-linear layers, beside the same model in bf16.
+"""``glm5-ops demo``: choose the keys of a text with the indexer, attend to them, then train a small byte-level language
+model with FP8 linear layers, beside the same model in bf16.
 
 The text is the Python standard library's own source code. Both models start from the same numbers and see the same
 batches, one step of the one after one step of the other, so that whatever else the machine does touches both alike.
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import glm5_ops
-from glm5_ops.cli import _demo_indexer
+from glm5_ops.cli import _demo_attention, _demo_indexer
 from glm5_ops.cli._output import Output, UsageError
 from glm5_ops.model import Fp8Linear
 
@@ -280,6 +280,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise UsageError("--seconds and --steps must be above 0")
     learn, judge = standard_library()
     indexer = _demo_indexer.show(learn, arguments.device, output)
+    attention = _demo_attention.show(learn, arguments.device, output)
     trainees = make_trainees(Sizes(), arguments.device)
     count = sum(p.numel() for p in trainees[0].parameters)
     output.line(
@@ -301,8 +302,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.line(draw(trainees, arguments.out / "loss.png"))
     sample = trainees[0].model.write(b"def ", arguments.sample).decode("utf-8", "replace")
     output.line(f"\nThe FP8 model goes on from 'def ':\n\n{sample}")
-    output.document(document_of(trainees, rows, sample) | {"indexer": indexer})
-    return 0 if all(indexer["same"].values()) else 1
+    output.document(document_of(trainees, rows, sample) | {"indexer": indexer, "attention": attention})
+    return 0 if all((indexer["same"] | attention["same"]).values()) else 1
 
 
 def document_of(trainees: tuple[Trainee, ...], rows: list[list[str]], sample: str) -> dict:
