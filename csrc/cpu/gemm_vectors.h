@@ -80,40 +80,84 @@ GLM5_INLINE void store_item(const FloatTensor<2>& out, const cpu::GemmItem& item
 
 // ---- One or two rows, for which no panel of b is worth its way through memory ----
 
-// The 8 x 8 numbers of 8 columns and 8 k, or the pairs of bf16 of 8 columns and 16 k; what is likely to be read next
-// lies `ahead`. Afterwards x[i] holds the k (pair) i of all columns.
-template <class T>
-GLM5_INLINE void load_columns(__m256 (&x)[8], const T* b, i64 stride) {
-#pragma GCC unroll 8
-  for (int c = 0; c < 8; ++c) x[c] = _mm256_loadu_ps(reinterpret_cast<const f32*>(b + c * stride));
-  transpose_8x8(x);
-}
+// 16 columns of b whose unit stride runs along k, walked together. Four pointers and two distances are all that the
+// processor's address modes need; left to itself the compiler keeps a pointer per column, most of them in memory.
+struct ColumnWalk {
+  const u8* quarters[4];
+  i64 stride, triple;  // in bytes
 
-// total += parts of 128 k of the tree for f32, for Rows x 16 columns of b whose unit stride runs along k.
+  template <class T>
+  GLM5_INLINE ColumnWalk(const T* b, i64 element_stride)
+      : stride(element_stride * static_cast<i64>(sizeof(T))), triple(3 * stride) {
+    for (int i = 0; i < 4; ++i) quarters[i] = reinterpret_cast<const u8*>(b) + 4 * i * stride;
+  }
+
+  GLM5_INLINE const u8* column(int quarter, int i, i64 byte) const {
+    return quarters[quarter] + (i == 3 ? triple : i * stride) + byte;
+  }
+  GLM5_INLINE void prefetch(i64 ahead) const {
+#pragma GCC unroll 16
+    for (int c = 0; c < 16; ++c) _mm_prefetch(reinterpret_cast<const char*>(column(c / 4, c % 4, ahead)), _MM_HINT_T1);
+  }
+  GLM5_INLINE void advance(i64 bytes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      quarters[i] += bytes;
+      asm("" : "+r"(quarters[i]));  // no pointer per column, see above
+    }
+  }
+
+  // 32 bytes of 8 columns, transposed: x[i] holds the f32, or pair of bf16, number i of all of them. Loads put the halves
+  // of the transposition where they belong, which spares a third of its shuffles.
+  GLM5_INLINE void load(__m256 (&x)[8], int half, i64 byte) const {
+    __m256 y[8], z[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const u8* near = column(2 * half, i % 4, byte + i / 4 * 16);
+      const u8* far = column(2 * half + 1, i % 4, byte + i / 4 * 16);
+      y[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(reinterpret_cast<const f32*>(near))),
+                                  _mm_loadu_ps(reinterpret_cast<const f32*>(far)), 1);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      z[i] = _mm256_unpacklo_ps(y[i], y[i + 1]);
+      z[i + 1] = _mm256_unpackhi_ps(y[i], y[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      x[i] = _mm256_shuffle_ps(z[i], z[i + 2], 0x44);
+      x[i + 1] = _mm256_shuffle_ps(z[i], z[i + 2], 0xee);
+      x[i + 2] = _mm256_shuffle_ps(z[i + 1], z[i + 3], 0x44);
+      x[i + 3] = _mm256_shuffle_ps(z[i + 1], z[i + 3], 0xee);
+    }
+  }
+};
+
+// total += parts of 128 k of the tree for f32, for Rows x 16 columns. Eight columns at a time: where their stride is a
+// multiple of 4 KiB, they share one set of the L1 cache, which has eight places. The next 128 k are likely to be read
+// next; for the same reason they come into the L2 cache alone.
 template <int Rows>
-GLM5_INLINE void add_columns(const f32* a, const f32* b, i64 stride, i64 ahead, f32* totals) {
+GLM5_INLINE void add_columns(const f32* a, const f32* b, i64 stride, f32* totals) {
+  ColumnWalk walk(b, stride);
   __m256 chain[2][Rows] = {};
 #pragma GCC unroll 1
   for (i64 k = 0; k < cpu::kGemmBlock; k += 16) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const f32* columns = b + half * 8 * stride + k;
+    walk.prefetch(cpu::kGemmBlock * 4);
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      const int half = part / 2, upper = part % 2 * 8;
+      __m256 x[8];
+      walk.load(x, half, upper * 4);
 #pragma GCC unroll 8
-      for (int c = 0; c < 8; ++c) _mm_prefetch(reinterpret_cast<const char*>(columns + c * stride + ahead), _MM_HINT_T0);
+      for (int i = 0; i < 8; ++i) {
 #pragma GCC unroll 2
-      for (int quarter = 0; quarter < 16; quarter += 8) {
-        __m256 x[8];
-        load_columns(x, columns + quarter, stride);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) {
-#pragma GCC unroll 2
-          for (int r = 0; r < Rows; ++r) {
-            const __m256 row = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + quarter + i);
-            chain[half][r] = _mm256_fmadd_ps(row, x[i], chain[half][r]);
-          }
+        for (int r = 0; r < Rows; ++r) {
+          const __m256 row = _mm256_broadcast_ss(a + r * cpu::kGemmBlock + k + upper + i);
+          chain[half][r] = _mm256_fmadd_ps(row, x[i], chain[half][r]);
         }
       }
     }
+    walk.advance(64);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 2 * Rows; ++i) {
@@ -124,20 +168,19 @@ GLM5_INLINE void add_columns(const f32* a, const f32* b, i64 stride, i64 ahead, 
 
 // The same by the tree for bf16, step by step.
 template <int Rows>
-GLM5_INLINE void add_columns(const f32* a, const bf16* b, i64 stride, i64 ahead, f32* totals) {
+GLM5_INLINE void add_columns(const f32* a, const bf16* b, i64 stride, f32* totals) {
   const __m256 odd_mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<i32>(0xffff0000)));
+  ColumnWalk walk(b, stride);
 #pragma GCC unroll 1
   for (i64 k = 0; k < cpu::kGemmBlock; k += cpu::kGemmStep) {
+    walk.prefetch(cpu::kGemmBlock * 2);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const bf16* columns = b + half * 8 * stride + k;
       __m256 even[Rows] = {}, odd[Rows] = {};
-#pragma GCC unroll 8
-      for (int c = 0; c < 8; ++c) _mm_prefetch(reinterpret_cast<const char*>(columns + c * stride + ahead), _MM_HINT_T0);
 #pragma GCC unroll 2
       for (int upper = 0; upper < 32; upper += 16) {
         __m256 x[8];
-        load_columns(x, columns + upper, stride);
+        walk.load(x, half, upper * 2);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
           const __m256 x_even = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x[i]), 16));
@@ -156,6 +199,7 @@ GLM5_INLINE void add_columns(const f32* a, const bf16* b, i64 stride, i64 ahead,
         _mm256_storeu_ps(total, _mm256_add_ps(_mm256_loadu_ps(total), _mm256_add_ps(even[r], odd[r])));
       }
     }
+    walk.advance(64);
   }
 }
 

@@ -68,8 +68,8 @@ struct Kernel {
     if constexpr (kPanel == 16) {
       const bool is_whole = b.stride[2] == 1 && k_end == cpu::kGemmBlock && item.columns - j >= kPanel;
       const T* columns = b.at(item.batch, item.first_column + j, k);
-      if (is_whole && item.rows == 1) return avx2::add_columns<1>(a, columns, b.stride[1], ahead, totals);
-      if (is_whole && item.rows == 2) return avx2::add_columns<2>(a, columns, b.stride[1], ahead, totals);
+      if (is_whole && item.rows == 1) return avx2::add_columns<1>(a, columns, b.stride[1], totals);
+      if (is_whole && item.rows == 2) return avx2::add_columns<2>(a, columns, b.stride[1], totals);
     }
     avx2::pack(workspace.panel, kPanel, b.at(item.batch, item.first_column + j, k), b.stride[2], b.stride[1], k_end,
                smaller(kPanel, item.columns - j), round_up(k_end, cpu::kGemmStep), kPanel, ahead);
