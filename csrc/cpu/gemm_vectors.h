@@ -107,8 +107,8 @@ struct ColumnWalk {
     }
   }
 
-  // 32 bytes of 8 columns, transposed: x[i] holds the f32, or pair of bf16, number i of all of them. Loads put the halves
-  // of the transposition where they belong, which spares a third of its shuffles.
+  // 32 bytes of 8 columns, transposed: x[i] holds the f32, or pair of bf16, number i of all of them. Loads put the
+  // halves of the transposition where they belong, which spares a third of its shuffles.
   GLM5_INLINE void load(__m256 (&x)[8], int half, i64 byte) const {
     __m256 y[8], z[8];
 #pragma GCC unroll 8
