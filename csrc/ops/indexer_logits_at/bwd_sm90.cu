@@ -1,14 +1,13 @@
 // The gradient of indexer_logits_at on sm_90a: one warpgroup per token, three products for every 64 places
 // (cuda/indexer_token_bwd.cuh). d_q stays in registers over all tiles; d_k is added to the sums of the keys.
 //
-// d_k is summed in fixed point: each contribution is rounded to a multiple of 2^-shift and added as a 64-bit integer,
-// which is exact, so that the order of the additions, which atomics leave open, cannot be seen. The shift is as great
-// as the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: one unit is at most 2^-29
-// of the largest possible contribution, below the rounding of f32 for all but the tiniest. Contributions that are not
-// finite mark their key, whose gradient is then NaN.
+// d_k is summed in fixed point (cuda/fixed_point.cuh), whose additions have no order that could be seen. The unit is as
+// small as the largest |g|, |w| and |q| allow without an overflow of tokens x topk contributions: with 2^30 of these at
+// most 2^-30 of the largest possible one. Contributions that are not finite mark their key, whose gradient is then NaN.
 //
 // Calculated per token with 2048 keys and 32 heads, not measured: 84 MFLOP (a counts twice), 14 us of one SM's tensor
 // core at 6 TFLOP/s, 0.11 us of all; 2 MiB of 64-bit reductions in the L2, 0.9 us at 2.4 TB/s. It is bound by these.
+#include "cuda/fixed_point.cuh"
 #include "cuda/indexer_token_bwd.cuh"
 #include "ops/indexer_logits_at/places_sm90.cuh"
 
@@ -37,46 +36,29 @@ __global__ void clear_kernel(Sums to) {
   for (i64 i = i64{blockIdx.x} * blockDim.x + threadIdx.x; i < to.words; i += i64{gridDim.x} * blockDim.x) words[i] = 0;
 }
 
-__device__ __forceinline__ u32 finite_magnitude(f32 value) {
-  const u32 bits = bits_of(value) & 0x7fffffff;
-  return bits < 0x7f800000 ? bits : 0;
-}
-
-__device__ __forceinline__ void keep_largest(u32* maximum, u32 bits) {
-  bits = __reduce_max_sync(0xffffffff, bits);
-  if (threadIdx.x % 32 == 0 && bits > 0) atomicMax(maximum, bits);
-}
-
 // A block per token.
 __global__ void maxima_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs args, Sums to) {
   const i64 token = blockIdx.x, heads = args.operands.q.shape[1];
   const auto q = args.operands.q.as<bf16>();
   u32 grad = 0, weight = 0, query = 0;
   for (i64 j = threadIdx.x; j < args.indices.shape[1]; j += blockDim.x)
-    grad = max(grad, finite_magnitude(__ldg(args.d_out.at(token, j))));
+    grad = max(grad, cuda::finite_magnitude(__ldg(args.d_out.at(token, j))));
   for (i64 h = threadIdx.x; h < heads; h += blockDim.x)
-    weight = max(weight, finite_magnitude(__ldg(args.operands.weights.at(token, h))));
+    weight = max(weight, cuda::finite_magnitude(__ldg(args.operands.weights.at(token, h))));
   for (i64 i = threadIdx.x; i < heads * kDim; i += blockDim.x)
-    query = max(query, finite_magnitude(to_f32(*q.at(token, i / kDim, i % kDim))));
-  keep_largest(&to.maxima[0], grad);
-  keep_largest(&to.maxima[1], weight);
-  keep_largest(&to.maxima[2], query);
+    query = max(query, cuda::finite_magnitude(to_f32(*q.at(token, i / kDim, i % kDim))));
+  cuda::keep_largest(&to.maxima[0], grad);
+  cuda::keep_largest(&to.maxima[1], weight);
+  cuda::keep_largest(&to.maxima[2], query);
 }
 
-// The exponent above that of a magnitude; of zero a small one.
-__device__ __forceinline__ int exponent_above(u32 bits) {
-  return bits == 0 ? -149 : static_cast<int>(bits >> 23) - 126;
+// |d_k| cannot be greater than heads contributions of every place; twice that, for roundings.
+__device__ __forceinline__ int shift_of(const Sums& sums, i64 places, int heads) {
+  f64 bound = 2.0 * heads * static_cast<f64>(places);
+#pragma unroll
+  for (int i = 0; i < 3; ++i) bound *= f32_of_bits(sums.maxima[i]);
+  return cuda::fixed_point_shift(bound);
 }
-
-// One unit of the sums is 2^-shift. |contribution| < heads * 2^(sum of three exponents + 1), the 1 for roundings.
-__device__ __forceinline__ int shift_of(const Sums& sums, i64 contributions, int heads) {
-  const int each = exponent_above(sums.maxima[0]) + exponent_above(sums.maxima[1]) + exponent_above(sums.maxima[2]);
-  const int count = 64 - __clzll(contributions);
-  return 62 - count - (each + 1 + (heads == 32 ? 5 : 6));
-}
-
-// 2^exponent, exact for what shift_of() gives.
-__device__ __forceinline__ f64 power_of_two(int exponent) { return scalbn(1.0, exponent); }
 
 template <class C>
 struct Storage {
@@ -102,7 +84,7 @@ __device__ __forceinline__ void multiply_back(f32 (&d_q)[2][C::kHeads / 2], f32 
   ptx::pin(d_k);
 }
 
-__device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&d_k)[64], const i64 (&keys)[2], f64 units,
+__device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&d_k)[64], const i64 (&keys)[2], int shift,
                                             const Lane& me) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -112,8 +94,7 @@ __device__ __forceinline__ void add_to_sums(const Sums& to, const f32 (&d_k)[64]
     for (int i = 0; i < 32; ++i) {
       const f32 value = d_k[i / 2 * 4 + 2 * r + i % 2];
       is_finite_row &= is_finite(value);
-      const long long fixed = __double2ll_rn(static_cast<f64>(value) * units);
-      atomicAdd(&to.sums[keys[r] * kDim + i / 2 * 8 + 2 * me.quad + i % 2], static_cast<unsigned long long>(fixed));
+      cuda::add_fixed_point(&to.sums[keys[r] * kDim + i / 2 * 8 + 2 * me.quad + i % 2], value, shift);
     }
     if (!is_finite_row) atomicOr(&to.marks[keys[r]], 1u);
   }
@@ -128,8 +109,8 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_at_bwd_kernel(
   const i64 token = blockIdx.x, topk = args.indices.shape[1], keys = operands.k.shape[0];
   const Lane me;
   f32 weights[C::kHeads / 4], chains[C::kHeads / 4] = {}, d_q[2][C::kHeads / 2] = {};
-  f64 units = 1.0;
-  if constexpr (!C::kE4m3) units = power_of_two(shift_of(sums, args.indices.shape[0] * topk, C::kHeads));
+  int shift = 0;
+  if constexpr (!C::kE4m3) shift = shift_of(sums, args.indices.shape[0] * topk, C::kHeads);
   load_weights<C>(weights, operands, token, me);
   load_queries<C, Element>(operands, token, smem.tiles.queries);
   load_places<C, Element>(operands, args.indices, token, 0, smem.tiles.keys[0]);
@@ -160,7 +141,7 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_at_bwd_kernel(
       __syncthreads();
       f32 d_k[64];
       multiply_back<C>(d_q, d_k, smem, stage, first == 0);
-      add_to_sums(sums, d_k, own, units, me);
+      add_to_sums(sums, d_k, own, shift, me);
     }
     __syncthreads();  // all have read the tile and a, which the next turn overwrites
   }
@@ -172,7 +153,7 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_at_bwd_kernel(
 __global__ void finish_kernel(const __grid_constant__ IndexerLogitsAtBwdArgs args, Sums sums) {
   const i64 key = blockIdx.x, tokens = args.indices.shape[0], topk = args.indices.shape[1];
   const int heads = static_cast<int>(args.operands.q.shape[1]);
-  const f64 unit = power_of_two(-shift_of(sums, tokens * topk, heads));
+  const f64 unit = cuda::power_of_two(-shift_of(sums, tokens * topk, heads));
   const f64 sum = static_cast<f64>(static_cast<long long>(sums.sums[key * kDim + threadIdx.x]));
   const f32 value = sums.marks[key] != 0 ? f32_of_bits(0x7fc00000) : static_cast<f32>(sum * unit);
   *args.d_k.at(key, threadIdx.x) = to_bf16(value);
