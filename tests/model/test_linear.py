@@ -11,7 +11,8 @@ from torch import nn
 import glm5_ops
 from glm5_ops import reference
 from glm5_ops.model import Fp8Linear
-from glm5_ops.model.linear import GRADIENT_FLOOR, _OptimizerSteps
+from glm5_ops.model._remembered import _OptimizerSteps
+from glm5_ops.model.linear import GRADIENT_FLOOR
 from glm5_ops.workloads._compare import within_torch
 from tests.harness import TARGETS, check_same_bits, message_of
 
@@ -192,10 +193,10 @@ def test_gradients_only_where_they_are_asked_for(monkeypatch):
     layer.requires_grad_(True)
     layer(x.detach()).sum().backward()
     assert layer.weight.grad is not None
-    assert layer._cache[2].transposed is not None, "the first call needed dgrad"
+    assert layer._kept().transposed is not None, "the first call needed dgrad"
     layer.forget_quantized()
     layer(x.detach())
-    assert layer._cache[2].transposed is None, "no dgrad, no transposed copy"
+    assert layer._kept().transposed is None, "no dgrad, no transposed copy"
 
 
 def test_a_second_derivative_is_refused():
@@ -244,7 +245,7 @@ def test_a_changed_weight_is_quantised_anew(change):
     layer, x = a_layer(256, 48), an_input(5, 256)
     before = layer(x)
     before.sum().backward()
-    assert layer._cached() is not None
+    assert layer._kept() is not None
     CHANGES[change](layer)
     with torch.no_grad():
         after = layer(x)
@@ -255,22 +256,22 @@ def test_a_changed_weight_is_quantised_anew(change):
 def test_an_unchanged_weight_is_quantised_once():
     layer, x = a_layer(256, 48), an_input(5, 256)
     layer(x).sum().backward()
-    first = layer._cached()
+    first = layer._kept()
     layer(x).sum().backward()
     with torch.no_grad():
         layer.eval()(x)
-    assert layer._cached() is first
+    assert layer._kept() is first
     assert torch.equal(first.transposed.view(torch.uint8), first.values.t().view(torch.uint8))
 
 
 def test_a_frozen_weight_is_not_touched_by_the_optimizer_of_another():
     layer, x = a_layer(256, 48).requires_grad_(False), an_input(5, 256)
     layer(x)
-    seen = layer._cached()
+    seen = layer._kept()
     other = nn.Parameter(torch.zeros(1))
     other.grad = torch.ones(1)
     torch.optim.SGD([other], lr=1).step()
-    assert seen is not None and layer._cached() is seen
+    assert seen is not None and layer._kept() is seen
 
 
 def test_state_dict_has_the_plain_weight_alone():
@@ -289,7 +290,7 @@ def test_copies_and_pickles_keep_the_bytes_and_go_their_own_way():
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=False)
     for other in (twin, loaded):
-        assert other.ops is glm5_ops and other._cached() is not None
+        assert other.ops is glm5_ops and other._kept() is not None
         check_same_bits("a copy", [other(x)], [y])
     with torch.no_grad():
         twin.weight.zero_()

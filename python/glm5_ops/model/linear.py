@@ -14,14 +14,14 @@ parameter has changed. Forward keeps x as e4m3 for wgrad, half of what a bf16 la
 
 import importlib
 import types
-import weakref
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from glm5_ops.model._remembered import Remembered
 
 # Gradients are often far below the floor that suits activations. A group below this one is as good as zero in bf16
 # training, and the product of two scales is still a normal f32.
@@ -30,19 +30,6 @@ GRADIENT_FLOOR = 2.0**-64
 TOKENS_MULTIPLE = 16
 BLOCK = 128
 FLOATS = (torch.bfloat16, torch.float32)
-
-
-class _OptimizerSteps:
-    """How many steps the optimizers of this process have taken. Fused ones change a parameter, but not its version."""
-
-    taken = 0
-
-    @classmethod
-    def count(cls, *_: object) -> None:
-        cls.taken += 1
-
-
-register_optimizer_step_post_hook(_OptimizerSteps.count)
 
 
 @dataclass(frozen=True)
@@ -133,7 +120,7 @@ class Fp8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.power_of_two = in_features, out_features, power_of_two
         self.ops = importlib.import_module("glm5_ops") if ops is None else ops
-        self._cache: tuple | None = None  # the parameter (weakly), its state, its e4m3 form
+        self._quantized = Remembered()
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
@@ -169,36 +156,27 @@ class Fp8Linear(nn.Module):
 
     def forget_quantized(self) -> None:
         """Drop the cached e4m3 weight; the next call makes it anew."""
-        self._cache = None
+        self._quantized.forget()
 
     def _weight_fp8(self, for_dgrad: bool = False) -> QuantizedWeight:
         if torch.compiler.is_compiling():
             return self._quantize()
-        cached = self._cached()
-        quantized = self._quantize() if cached is None else cached
+        kept = self._kept()
+        quantized = self._quantize() if kept is None else kept
         if for_dgrad:
             quantized = quantized.with_transposed()
-        if quantized is not cached:
-            self._remember(quantized)
+        if quantized is not kept:
+            self._keep(quantized)
         return quantized
 
     def _quantize(self) -> QuantizedWeight:
         return QuantizedWeight(*self.ops.quantize_fp8(self.weight.detach(), "128x128", self.power_of_two))
 
-    def _state_of_weight(self) -> tuple:
-        steps = _OptimizerSteps.taken if self.weight.requires_grad else 0
-        return self.weight._version, steps, self.weight.data_ptr(), self.weight.dtype, self.power_of_two
+    def _kept(self) -> QuantizedWeight | None:
+        return self._quantized.get(self.weight, self.power_of_two)
 
-    def _cached(self) -> QuantizedWeight | None:
-        """What was remembered, if it is of the weight as it is now."""
-        if self._cache is None:
-            return None
-        parameter, state, quantized = self._cache
-        return quantized if parameter() is self.weight and state == self._state_of_weight() else None
-
-    def _remember(self, quantized: QuantizedWeight) -> None:
-        if not self.weight.is_inference():  # such a tensor counts no versions
-            self._cache = weakref.ref(self.weight), self._state_of_weight(), quantized
+    def _keep(self, quantized: QuantizedWeight) -> None:
+        self._quantized.keep(quantized, self.weight, self.power_of_two)
 
     def _apply(self, fn, recurse=True):
         self.forget_quantized()
@@ -206,14 +184,15 @@ class Fp8Linear(nn.Module):
 
     def __getstate__(self) -> dict:
         """For copies and pickles: the module of ops by its name, the e4m3 bytes if they are those of the weight."""
-        return self.__dict__ | {"ops": getattr(self.ops, "__name__", self.ops), "_cache": self._cached()}
+        return self.__dict__ | {"ops": getattr(self.ops, "__name__", self.ops), "_quantized": self._kept()}
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
+        quantized = state["_quantized"]
+        super().__setstate__(state | {"_quantized": Remembered()})
         if isinstance(self.ops, str):
             self.ops = importlib.import_module(self.ops)
-        if isinstance(self._cache, QuantizedWeight):
-            self._remember(self._cache)
+        if quantized is not None:
+            self._keep(quantized)
 
     # Other layers and checkpoints
 
@@ -290,7 +269,7 @@ class Fp8Linear(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if scales is not None and not error_msgs:
-            self._remember(QuantizedWeight(values, scales))
+            self._keep(QuantizedWeight(values, scales))
 
     def _checkpoint_pair(self, prefix: str, values: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
         _check_checkpoint(prefix + "weight", values, scales)
