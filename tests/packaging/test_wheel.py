@@ -30,7 +30,17 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
 
 def build(folder: Path, *options: str) -> Path:
     """A CPU wheel by ``pip wheel``, isolated: pip brings what the build needs."""
-    command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, f"--config-settings=build-dir={folder}/build")
+    command = (
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        folder,
+        f"--config-settings=build-dir={folder}/build",
+    )
     built = run(*command, *options, ROOT, GLM5_OPS_CUDA="OFF")
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = folder.glob("*.whl")
