@@ -18,6 +18,7 @@ void bind_mla_cache_append(nb::module_&);
 void bind_mla_cache_gather(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
 void bind_sparse_mla_attention(nb::module_&);
+void bind_swiglu(nb::module_&);
 void bind_topk_select(nb::module_&);
 
 void bind_build(nb::module_& m) {
@@ -63,6 +64,7 @@ NB_MODULE(_native, m) {
   bind_mla_cache_gather(m);
   bind_quantize_fp8(m);
   bind_sparse_mla_attention(m);
+  bind_swiglu(m);
   bind_topk_select(m);
 }
 

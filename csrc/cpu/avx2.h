@@ -120,6 +120,7 @@ struct Lanes {
 
   GLM5_INLINE static F32 zero() { return _mm256_setzero_ps(); }
   GLM5_INLINE static F32 broadcast(const f32& x) { return _mm256_broadcast_ss(&x); }
+  GLM5_INLINE static F32 constant(f32 x) { return _mm256_set1_ps(x); }  // broadcast would store it first, each time
   GLM5_INLINE static F32 load(const f32* aligned) { return _mm256_load_ps(aligned); }
   GLM5_INLINE static F32 load(const u16* aligned_f16) {
     return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(aligned_f16)));

@@ -105,6 +105,7 @@ struct Lanes {
 
   GLM5_INLINE static F32 zero() { return _mm512_setzero_ps(); }
   GLM5_INLINE static F32 broadcast(const f32& x) { return _mm512_set1_ps(x); }
+  GLM5_INLINE static F32 constant(f32 x) { return _mm512_set1_ps(x); }
   GLM5_INLINE static F32 load(const f32* aligned) { return _mm512_load_ps(aligned); }
   GLM5_INLINE static void store(f32* aligned, F32 x) { _mm512_store_ps(aligned, x); }
   GLM5_INLINE static F32 fma(F32 x, F32 y, F32 sum) { return _mm512_fmadd_ps(x, y, sum); }

@@ -4,6 +4,7 @@
 
 #include "core/fp8.h"
 #include "core/mla_cache.h"
+#include "cpu/fp8_group.h"
 
 namespace glm5::cpu {
 
@@ -45,16 +46,6 @@ GLM5_INLINE void rotate_pairs(f32* x, const f32* cos_sin) {
   for (i64 i = 0; i < 2 * Pairs; ++i) x[i] = own[i] + crossed[i];
 }
 
-// The e4m3 of a quotient of at most 448, without a branch: |q| + 2^(e + 20) has its last bit at the step of e4m3 there,
-// so its low bits count steps. (kernel.h of quantize_fp8 has the whole argument.)
-GLM5_INLINE u8 e4m3_of(f32 quotient) {
-  const u32 magnitude = bits_of(quotient) & 0x7fffffff, sign = (bits_of(quotient) >> 24) & 0x80;
-  const u32 power = magnitude & 0x7f800000;
-  const u32 adder = (power < (121u << 23) ? 121u << 23 : power) + (20u << 23) + 65536 - 1128;
-  const u32 code = (bits_of(f32_of_bits(magnitude) + f32_of_bits(adder)) + (adder >> 20)) & 0xff;
-  return static_cast<u8>(magnitude < 0x7f800000 ? code | sign : kE4m3Nan);
-}
-
 // The same as to_f32(e4m3), without a branch.
 GLM5_INLINE f32 f32_of_e4m3(u8 code) {
   const u32 magnitude = code & 0x7fu, sign = (code & 0x80u) << 24;
@@ -62,20 +53,6 @@ GLM5_INLINE f32 f32_of_e4m3(u8 code) {
   const u32 subnormal = bits_of(static_cast<f32>(static_cast<i32>(magnitude)) * 0.001953125f);  // magnitude * 2^-9
   const u32 finite = (magnitude >= 8 ? normal : subnormal) | sign;
   return f32_of_bits(magnitude == kE4m3Nan ? 0x7fc00000 : finite);
-}
-
-// kFp8Group values to e4m3, as quantize_fp8 1x128; returns their scale.
-GLM5_INLINE f32 quantize_group(const f32* x, bool power_of_two, u8* to) {
-  u32 amax = 0;  // finite magnitudes order as their bits do
-  for (i64 i = 0; i < kFp8Group; ++i) {
-    const u32 magnitude = bits_of(x[i]) & 0x7fffffff, finite = magnitude < 0x7f800000 ? magnitude : 0;
-    amax = finite > amax ? finite : amax;
-  }
-  const f32 scale = fp8_scale(f32_of_bits(amax), kCacheAmaxFloor, power_of_two);
-  alignas(64) u8 values[kFp8Group];
-  for (i64 i = 0; i < kFp8Group; ++i) values[i] = e4m3_of(x[i] / scale);
-  __builtin_memcpy(to, values, kFp8Group);
-  return scale;
 }
 
 // A token of a latent cache of bytes as bf16.

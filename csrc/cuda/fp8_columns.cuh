@@ -1,18 +1,13 @@
-// What quantize_fp8 and dequantize_fp8 share: access by pieces of 8 neighbours, and the tile in which 128x1 groups
-// turn.
+// What quantize_fp8 and dequantize_fp8 share: the tile in which 128x1 groups turn.
 #pragma once
 
 #include "core/fp8.h"
 #include "core/fp8_groups.h"
+#include "cuda/fp8_pieces.cuh"
 
 namespace glm5::cuda {
 
-constexpr int kPiece = 8;         // neighbours in a row that a thread holds
 constexpr int kTurnColumns = 64;  // of a tile that turns 128 rows
-
-__device__ __forceinline__ bool is_aligned(const void* pointer, u32 bytes) {
-  return (reinterpret_cast<std::uintptr_t>(pointer) & (bytes - 1)) == 0;
-}
 
 // Bytes of a tile, turned: a word holds 4 rows of a column. Its place is moved by the column's piece, so that the 8
 // pieces x 4 words that a warp touches lie in 32 banks; 4 words stay together, for accesses of 16 bytes.

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         sparse_mla_attention,
         sparse_mla_attention_bwd,
         sparse_mla_decode,
+        swiglu,
+        swiglu_bwd,
+        swiglu_fp8,
         topk_select,
     )
 
@@ -54,6 +57,9 @@ __all__ = [
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",
     "sparse_mla_decode",
+    "swiglu",
+    "swiglu_bwd",
+    "swiglu_fp8",
     "topk_select",
 ]
 

@@ -34,7 +34,8 @@ GLM5_INLINE void mix(f32 (&x)[kIndexDim]) {
 }
 
 GLM5_INLINE void store_bytes(const f32 (&x)[kIndexDim], const IndexerCacheAppendArgs& args, i64 page, i64 row) {
-  const f32 scale = cpu::quantize_group(x, args.power_of_two, args.byte_cache.at(page, row * kIndexDim));
+  u8* values = args.byte_cache.at(page, row * kIndexDim);
+  const f32 scale = cpu::quantize_group(x, kCacheAmaxFloor, args.power_of_two, values);
   __builtin_memcpy(args.byte_cache.at(page, kPage * kIndexDim + row * 4), &scale, 4);
 }
 

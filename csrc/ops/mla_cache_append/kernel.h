@@ -23,7 +23,7 @@ GLM5_INLINE void store_bytes(f32 (&latent)[kMlaLatent], const bf16 (&key)[kMlaDi
   cpu::load_row(key, kMlaLatent, latent);
   f32 scales[kMlaGroups];
   for (i64 g = 0; g < kMlaGroups; ++g)
-    scales[g] = cpu::quantize_group(latent + g * kFp8Group, power_of_two, token + g * kFp8Group);
+    scales[g] = cpu::quantize_group(latent + g * kFp8Group, kCacheAmaxFloor, power_of_two, token + g * kFp8Group);
   __builtin_memcpy(token + kMlaScalesAt, scales, sizeof(scales));
   __builtin_memcpy(token + kMlaRopeAt, key + kMlaLatent, 2 * kMlaRope);
 }

@@ -4,15 +4,10 @@
 //   128x128   a block per scale, 64 values a thread.
 //   128x1     a block per 128 rows x 64 columns; bytes are turned in shared memory and leave as 128 bytes of a column.
 //
-// A thread always holds pieces of 8 neighbours of a row: 16 bytes of a 16-bit type. What is ragged or not aligned
-// moves value by value. The quotient is that of avx2.cpp; groups with scales below 2^-90 are lifted by 2^64 first, so
-// that its remainder is exact for them too.
-#include <cuda_fp16.h>
-
+// A thread always holds pieces of 8 neighbours of a row (cuda/fp8_pieces.cuh).
 #include "core/fp8_check.h"
 #include "cuda/fp8_columns.cuh"
 #include "cuda/launch.h"
-#include "cuda/ptx/cvt.cuh"
 #include "ops/quantize_fp8/quantize_fp8.h"
 
 namespace glm5 {
@@ -28,88 +23,6 @@ struct Config {
   static constexpr int kRowsPerThread = 4;          // 128x1: they make one word of a turned column
 };
 
-// ---- Values of x ----
-
-template <class T>
-struct alignas(16) Piece {
-  T values[cuda::kPiece];
-};
-
-// The first `count` of 8 values, zeros for the others.
-template <class T>
-__device__ __forceinline__ Piece<T> load_piece(const T* x, i64 count) {
-  Piece<T> piece;
-  if (count >= cuda::kPiece && cuda::is_aligned(x, 16)) {
-    uint4* words = reinterpret_cast<uint4*>(&piece);
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(piece) / 16); ++i)
-      words[i] = __ldg(reinterpret_cast<const uint4*>(x) + i);
-    return piece;
-  }
-#pragma unroll
-  for (int i = 0; i < cuda::kPiece; ++i) piece.values[i] = i < count ? x[i] : T{};
-  return piece;
-}
-
-__device__ __forceinline__ f32 f32_of(f32 value) { return value; }
-__device__ __forceinline__ f32 f32_of(bf16 value) { return to_f32(value); }
-__device__ __forceinline__ f32 f32_of(f16 value) { return __half2float(__ushort_as_half(value.bits)); }
-
-// The larger of amax and the magnitude, both as bits, which order as integers; what is not finite does not count.
-__device__ __forceinline__ u32 max_finite(u32 amax, f32 value) {
-  const u32 magnitude = bits_of(value) & 0x7fffffff;
-  return max(amax, magnitude < 0x7f800000 ? magnitude : 0);
-}
-
-template <class T>
-__device__ __forceinline__ u32 max_finite(u32 amax, const Piece<T>& piece) {
-#pragma unroll
-  for (int i = 0; i < cuda::kPiece; ++i) amax = max_finite(amax, f32_of(piece.values[i]));
-  return amax;
-}
-
-// ---- Values ----
-
-struct Divisor {
-  f32 scale, reciprocal, lift;
-  Divisor() = default;
-  __device__ __forceinline__ explicit Divisor(f32 group_scale) {
-    lift = group_scale < 0x1p-90f ? 0x1p64f : 1.0f;
-    scale = group_scale * lift;
-    reciprocal = __fdiv_rn(1.0f, scale);
-  }
-};
-
-// x / scale rounded to nearest, with the sign of x also for zero; NaN where x is not finite.
-__device__ __forceinline__ f32 quotient(f32 x, const Divisor& by) {
-  const f32 magnitude = fabsf(x) * by.lift;
-  const f32 estimate = magnitude * by.reciprocal;
-  const f32 remainder = __fmaf_rn(-estimate, by.scale, magnitude);
-  const f32 rounded = __fmaf_rn(remainder, by.reciprocal, estimate);
-  return is_finite(x) ? copysignf(rounded, x) : f32_of_bits(0x7fffffff);
-}
-
-__device__ __forceinline__ u32 values_of(f32 x0, f32 x1, const Divisor& by) {
-  return ptx::cvt_rn_satfinite_e4m3x2_f32(quotient(x1, by), quotient(x0, by));
-}
-
-template <class T>
-__device__ __forceinline__ void store_piece(e4m3* values, const Piece<T>& piece, const Divisor& by, i64 count) {
-  u32 words[2];
-#pragma unroll
-  for (int w = 0; w < 2; ++w) {
-    words[w] = values_of(f32_of(piece.values[4 * w]), f32_of(piece.values[4 * w + 1]), by) |
-               values_of(f32_of(piece.values[4 * w + 2]), f32_of(piece.values[4 * w + 3]), by) << 16;
-  }
-  if (count >= cuda::kPiece && cuda::is_aligned(values, 8)) {
-    *reinterpret_cast<uint2*>(values) = {words[0], words[1]};
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < cuda::kPiece; ++i)
-    if (i < count) values[i] = {static_cast<u8>(words[i / 4] >> (i % 4 * 8))};
-}
-
 // ---- 1x128 ----
 
 template <class T>
@@ -124,22 +37,22 @@ void quantize_rows_kernel(const __grid_constant__ QuantizeFp8Args args) {
   const auto x = args.x.as<const T>();
   const i64 live_cols = row < rows ? cols : 0;  // lanes without a row take part in the shuffles
 
-  Piece<T> pieces[Config::kRowGroups];
+  cuda::Piece<T> pieces[Config::kRowGroups];
 #pragma unroll
   for (int g = 0; g < Config::kRowGroups; ++g) {
     const i64 col = first + g * kFp8Group;
-    pieces[g] = load_piece(x.at(row, col), live_cols - col);
+    pieces[g] = cuda::load_piece(x.at(row, col), live_cols - col);
   }
 #pragma unroll
   for (int g = 0; g < Config::kRowGroups; ++g) {
-    u32 amax = max_finite(0, pieces[g]);
+    u32 amax = cuda::max_finite(0, pieces[g]);
 #pragma unroll
     for (int distance = 8; distance > 0; distance /= 2) amax = max(amax, __shfl_xor_sync(0xffffffff, amax, distance));
     const i64 col = first + g * kFp8Group;
     if (col - lane * cuda::kPiece >= live_cols) continue;
     const f32 scale = fp8_scale(f32_of_bits(amax), args.amax_floor, args.power_of_two);
     if (lane == 0) *args.scales.at(row, col / kFp8Group) = scale;
-    store_piece(args.values.at(row, col), pieces[g], Divisor(scale), live_cols - col);
+    cuda::store_piece(args.values.at(row, col), pieces[g], cuda::Divisor(scale), live_cols - col);
   }
 }
 
@@ -157,15 +70,15 @@ void quantize_blocks_kernel(const __grid_constant__ QuantizeFp8Args args) {
   const i64 col = i64{block_col} * kFp8Group + threadIdx.x % 16 * cuda::kPiece;
   const auto x = args.x.as<const T>();
 
-  Piece<T> pieces[kSteps];
+  cuda::Piece<T> pieces[kSteps];
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const i64 row = first_row + step * Config::kBlockRows;
-    pieces[step] = load_piece(x.at(row, col), row < rows ? cols - col : 0);
+    pieces[step] = cuda::load_piece(x.at(row, col), row < rows ? cols - col : 0);
   }
   u32 amax = 0;
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) amax = max_finite(amax, pieces[step]);
+  for (int step = 0; step < kSteps; ++step) amax = cuda::max_finite(amax, pieces[step]);
   amax = __reduce_max_sync(0xffffffff, amax);
   if (threadIdx.x % 32 == 0) warp_amax[threadIdx.x / 32] = amax;
   __syncthreads();
@@ -174,11 +87,11 @@ void quantize_blocks_kernel(const __grid_constant__ QuantizeFp8Args args) {
 
   const f32 scale = fp8_scale(f32_of_bits(amax), args.amax_floor, args.power_of_two);
   if (threadIdx.x == 0) *args.scales.at(block_row, block_col) = scale;
-  const Divisor by(scale);
+  const cuda::Divisor by(scale);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const i64 row = first_row + step * Config::kBlockRows;
-    store_piece(args.values.at(row, col), pieces[step], by, row < rows ? cols - col : 0);
+    cuda::store_piece(args.values.at(row, col), pieces[step], by, row < rows ? cols - col : 0);
   }
 }
 
@@ -187,7 +100,7 @@ void quantize_blocks_kernel(const __grid_constant__ QuantizeFp8Args args) {
 struct ColumnStorage {
   cuda::TurnedBytes turned;  // first: it is read by 16 bytes
   u32 warp_amax[Config::kThreads / 32][cuda::kTurnColumns];
-  Divisor divisors[cuda::kTurnColumns];
+  cuda::Divisor divisors[cuda::kTurnColumns];
 };
 
 // The rows of a window of 128 that no expert owns, in all columns. There are few.
@@ -205,14 +118,14 @@ __device__ void clear_window(const QuantizeFp8Args& args, i64 window) {
 
 template <class T>
 __device__ __forceinline__ void find_column_scales(const QuantizeFp8Args& args, ColumnStorage& smem,
-                                                   const Piece<T> (&pieces)[Config::kRowsPerThread], i64 first_col,
-                                                   i64 group) {
+                                                   const cuda::Piece<T> (&pieces)[Config::kRowsPerThread],
+                                                   i64 first_col, i64 group) {
   const u32 piece = threadIdx.x % 8, warp = threadIdx.x / 32;
 #pragma unroll
   for (int c = 0; c < cuda::kPiece; ++c) {
     u32 amax = 0;
 #pragma unroll
-    for (int r = 0; r < Config::kRowsPerThread; ++r) amax = max_finite(amax, f32_of(pieces[r].values[c]));
+    for (int r = 0; r < Config::kRowsPerThread; ++r) amax = cuda::max_finite(amax, cuda::f32_of(pieces[r].values[c]));
     amax = max(amax, __shfl_xor_sync(0xffffffff, amax, 8));
     amax = max(amax, __shfl_xor_sync(0xffffffff, amax, 16));
     if (threadIdx.x % 32 < 8) smem.warp_amax[warp][piece * cuda::kPiece + c] = amax;
@@ -223,7 +136,7 @@ __device__ __forceinline__ void find_column_scales(const QuantizeFp8Args& args, 
 #pragma unroll
     for (int w = 0; w < Config::kThreads / 32; ++w) amax = max(amax, smem.warp_amax[w][threadIdx.x]);
     const f32 scale = fp8_scale(f32_of_bits(amax), args.amax_floor, args.power_of_two);
-    smem.divisors[threadIdx.x] = Divisor(scale);
+    smem.divisors[threadIdx.x] = cuda::Divisor(scale);
     const i64 col = first_col + threadIdx.x;
     if (col < args.x.shape[1]) *args.scales.at(col, group) = scale;
   }
@@ -271,17 +184,17 @@ void quantize_columns_kernel(const __grid_constant__ QuantizeFp8Args args) {
   const u32 piece = threadIdx.x % 8, word = threadIdx.x / 8;
   const i64 first_row = range.begin + i64{word} * Config::kRowsPerThread, col = first_col + piece * cuda::kPiece;
   const auto x = args.x.as<const T>();
-  Piece<T> pieces[Config::kRowsPerThread];
+  cuda::Piece<T> pieces[Config::kRowsPerThread];
 #pragma unroll
   for (int r = 0; r < Config::kRowsPerThread; ++r)
-    pieces[r] = load_piece(x.at(first_row + r, col), first_row + r < range.end ? cols - col : 0);
+    pieces[r] = cuda::load_piece(x.at(first_row + r, col), first_row + r < range.end ? cols - col : 0);
   find_column_scales(args, smem, pieces, first_col, group);
 #pragma unroll
   for (int c = 0; c < cuda::kPiece; ++c) {
     const u32 column = piece * cuda::kPiece + c;
-    const Divisor by = smem.divisors[column];
-    const u32 low = values_of(f32_of(pieces[0].values[c]), f32_of(pieces[1].values[c]), by);
-    const u32 high = values_of(f32_of(pieces[2].values[c]), f32_of(pieces[3].values[c]), by);
+    const cuda::Divisor by = smem.divisors[column];
+    const u32 low = cuda::values_of(cuda::f32_of(pieces[0].values[c]), cuda::f32_of(pieces[1].values[c]), by);
+    const u32 high = cuda::values_of(cuda::f32_of(pieces[2].values[c]), cuda::f32_of(pieces[3].values[c]), by);
     smem.turned.at(column, word) = low | high << 16;
   }
   __syncthreads();

@@ -11,6 +11,7 @@ from glm5_ops.ops.mla_cache_append import mla_cache_append
 from glm5_ops.ops.mla_cache_gather import mla_cache_gather
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
 from glm5_ops.ops.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd, sparse_mla_decode
+from glm5_ops.ops.swiglu import swiglu, swiglu_bwd, swiglu_fp8
 from glm5_ops.ops.topk_select import topk_select
 
 __all__ = [
@@ -33,5 +34,8 @@ __all__ = [
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",
     "sparse_mla_decode",
+    "swiglu",
+    "swiglu_bwd",
+    "swiglu_fp8",
     "topk_select",
 ]

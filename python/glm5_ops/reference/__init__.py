@@ -14,6 +14,7 @@ from glm5_ops.reference.mla_cache_append import mla_cache_append
 from glm5_ops.reference.mla_cache_gather import mla_cache_gather
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
 from glm5_ops.reference.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd, sparse_mla_decode
+from glm5_ops.reference.swiglu import swiglu, swiglu_bwd, swiglu_fp8
 from glm5_ops.reference.topk_select import topk_select
 
 __all__ = [
@@ -36,5 +37,8 @@ __all__ = [
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",
     "sparse_mla_decode",
+    "swiglu",
+    "swiglu_bwd",
+    "swiglu_fp8",
     "topk_select",
 ]

@@ -19,6 +19,7 @@ MODULES = (
     "mla_cache_gather",
     "quantize_fp8",
     "sparse_mla_attention",
+    "swiglu",
     "topk_select",
 )
 

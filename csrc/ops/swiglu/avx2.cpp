@@ -1,0 +1,19 @@
+#include "cpu/vector_avx2.h"
+#include "ops/swiglu/kernel.h"
+
+namespace glm5::avx2 {
+namespace {
+
+struct Machine {
+  using Lanes = avx2::Lanes;
+  using Vector = avx2::Vector;
+};
+
+}  // namespace
+
+void swiglu(const SwigluArgs& args, i64 begin, i64 end, i64) { glm5::swiglu::run<Machine>(args, begin, end); }
+void swiglu_bwd(const SwigluBwdArgs& args, i64 begin, i64 end, i64) {
+  glm5::swiglu::run_backward<Machine>(args, begin, end);
+}
+
+}  // namespace glm5::avx2
