@@ -39,6 +39,20 @@ __device__ __forceinline__ Piece<T> load_piece(const T* x, i64 count) {
   return piece;
 }
 
+// Stores the first `count` of 8 values.
+template <class T>
+__device__ __forceinline__ void store_piece(T* to, const Piece<T>& piece, i64 count) {
+  if (count >= kPiece && is_aligned(to, 16)) {
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(piece) / 16); ++i)
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&piece)[i];
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kPiece; ++i)
+    if (i < count) to[i] = piece.values[i];
+}
+
 __device__ __forceinline__ f32 f32_of(f32 value) { return value; }
 __device__ __forceinline__ f32 f32_of(bf16 value) { return to_f32(value); }
 __device__ __forceinline__ f32 f32_of(f16 value) { return __half2float(__ushort_as_half(value.bits)); }

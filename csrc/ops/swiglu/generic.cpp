@@ -5,14 +5,7 @@ namespace {
 
 struct Machine {
   using Lanes = ScalarLanes;
-  struct Vector {
-    template <class T>
-    GLM5_INLINE static f32 load_f32(const T* from) {
-      return to_f32(*from);
-    }
-    GLM5_INLINE static void store_f32(f32* to, f32 x) { *to = x; }
-    GLM5_INLINE static void store_f32(bf16* to, f32 x) { *to = to_bf16(x); }
-  };
+  using Vector = cpu::OneNumber;
 };
 
 }  // namespace

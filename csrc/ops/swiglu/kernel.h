@@ -1,40 +1,17 @@
 // swiglu on the CPU, for vectors of any width. Machine says what a vector is: its Vector loads and stores numbers of
 // either type (cpu/vector.h), its Lanes calculate (cpu/avx2.h, cpu/avx512.h, core/exp.h).
-// What is left beside whole vectors goes through a vector of its own.
+// What is left beside whole vectors goes through cpu/ragged.h.
 #pragma once
 
 #include "core/exp.h"
 #include "cpu/float_environment.h"
 #include "cpu/fp8_group.h"
+#include "cpu/ragged.h"
 #include "ops/swiglu/items.h"
 
 namespace glm5::swiglu {
 
 namespace {
-
-// Up to a vector of numbers, zeros behind them.
-template <class Machine, class T>
-[[gnu::noinline]] typename Machine::Lanes::F32 load_few(const T* from, i64 count) {
-  alignas(64) T numbers[Machine::Lanes::kCount] = {};
-  for (i64 i = 0; i < count; ++i) numbers[i] = from[i];
-  return Machine::Vector::load_f32(numbers);
-}
-template <class Machine, class T>
-GLM5_INLINE typename Machine::Lanes::F32 load(const T* from, i64 count) {
-  return count >= Machine::Lanes::kCount ? Machine::Vector::load_f32(from) : load_few<Machine>(from, count);
-}
-
-template <class Machine, class T>
-[[gnu::noinline]] void store_few(T* to, typename Machine::Lanes::F32 x, i64 count) {
-  alignas(64) T numbers[Machine::Lanes::kCount];
-  Machine::Vector::store_f32(numbers, x);
-  for (i64 i = 0; i < count; ++i) to[i] = numbers[i];
-}
-template <class Machine, class T>
-GLM5_INLINE void store(T* to, typename Machine::Lanes::F32 x, i64 count) {
-  if (count >= Machine::Lanes::kCount) return Machine::Vector::store_f32(to, x);
-  store_few<Machine>(to, x, count);
-}
 
 template <class Lanes>
 struct Pair {
@@ -70,7 +47,7 @@ GLM5_INLINE Pair<Lanes> gradient_of(const Pair<Lanes>& given, typename Lanes::F3
 
 template <class Machine, class T>
 GLM5_INLINE Pair<typename Machine::Lanes> pair_at(const T* gate, const T* up, i64 count) {
-  return {load<Machine>(gate, count), load<Machine>(up, count)};
+  return {cpu::load_ragged<Machine>(gate, count), cpu::load_ragged<Machine>(up, count)};
 }
 
 template <class Machine, class T>
@@ -78,7 +55,7 @@ void multiply(const T* gate, const T* up, i64 count, f32 limit, bf16* out) {
   using Lanes = typename Machine::Lanes;
   for (i64 c = 0; c < count; c += Lanes::kCount) {
     const auto product = product_of<Lanes>(pair_at<Machine>(gate + c, up + c, count - c), limit);
-    store<Machine>(out + c, product, count - c);
+    cpu::store_ragged<Machine>(out + c, product, count - c);
   }
 }
 
@@ -138,9 +115,9 @@ void run_strip_backward(const SwigluBwdArgs& args, const Strip& strip, bool is_l
   }
   for (i64 c = 0; c < count; c += Lanes::kCount) {
     const auto pair = pair_at<Machine>(gate + c, gate + intermediate + c, count - c);
-    const auto gradient = gradient_of<Lanes>(pair, load<Machine>(d_out + c, count - c), args.inputs.limit);
-    store<Machine>(d_gate + c, gradient.gate, count - c);
-    store<Machine>(d_gate + intermediate + c, gradient.up, count - c);
+    const auto gradient = gradient_of<Lanes>(pair, cpu::load_ragged<Machine>(d_out + c, count - c), args.inputs.limit);
+    cpu::store_ragged<Machine>(d_gate + c, gradient.gate, count - c);
+    cpu::store_ragged<Machine>(d_gate + intermediate + c, gradient.up, count - c);
   }
 }
 

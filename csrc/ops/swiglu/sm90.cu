@@ -53,20 +53,6 @@ __device__ __forceinline__ Pair gradient_of(const Pair& given, f32 d, f32 limit)
 __device__ __forceinline__ void set(bf16& to, f32 x) { to = to_bf16(x); }
 __device__ __forceinline__ void set(f32& to, f32 x) { to = x; }
 
-// The first `count` of 8 values.
-template <class T>
-__device__ __forceinline__ void store(T* to, const cuda::Piece<T>& piece, i64 count) {
-  if (count >= cuda::kPiece && cuda::is_aligned(to, 16)) {
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(piece) / 16); ++i)
-      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&piece)[i];
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < cuda::kPiece; ++i)
-    if (i < count) to[i] = piece.values[i];
-}
-
 template <class T>
 __global__ __launch_bounds__(Config::kThreads)
 void swiglu_kernel(const __grid_constant__ SwigluArgs args) {
@@ -81,7 +67,7 @@ void swiglu_kernel(const __grid_constant__ SwigluArgs args) {
     const Pair pair{cuda::f32_of(gate.values[i]), cuda::f32_of(up.values[i])};
     product.values[i] = to_bf16(product_of(pair, args.inputs.limit));
   }
-  if (args.out.exists()) return store(args.out.at(place.row, place.col), product, place.count);
+  if (args.out.exists()) return cuda::store_piece(args.out.at(place.row, place.col), product, place.count);
 
   u32 amax = cuda::max_finite(0, product);  // lanes without a row take part in the shuffles
 #pragma unroll
@@ -111,8 +97,8 @@ void swiglu_bwd_kernel(const __grid_constant__ SwigluBwdArgs args) {
     set(d_up.values[i], live > 0 ? gradient.up : 0.0f);
   }
   const auto d_gate_up = args.d_gate_up.as<T>();
-  store(d_gate_up.at(place.row, place.col), d_gate, place.count);
-  store(d_gate_up.at(place.row, up_col), d_up, place.count);
+  cuda::store_piece(d_gate_up.at(place.row, place.col), d_gate, place.count);
+  cuda::store_piece(d_gate_up.at(place.row, up_col), d_up, place.count);
 }
 
 template <auto kBf16Kernel, auto kF32Kernel, class Args>

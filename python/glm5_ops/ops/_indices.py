@@ -116,5 +116,18 @@ def check_positions(op: str, positions: Tensor, rows: int) -> None:
         )
 
 
+def check_named_once(op: str, slots: Tensor, rows: int) -> None:
+    """Refuse slots of which two name the same row.
+
+    Raises:
+        ValueError: a sentence with the first such row.
+    """
+    named = slots[(slots >= 0) & (slots < rows)].long()
+    row = _first(torch.bincount(named, minlength=1) > 1)
+    if row is not None:
+        places = (slots == row).nonzero()[:2].tolist()
+        raise ValueError(f"{op}: slots must name a row once; row {row} is named at {places[0]} and {places[1]}")
+
+
 def _first(bad: Tensor) -> int | None:
     return int(bad.int().argmax()) if bool(bad.any()) else None
