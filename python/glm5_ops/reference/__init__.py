@@ -12,6 +12,7 @@ from glm5_ops.reference.indexer_logits_at import indexer_logits_at, indexer_logi
 from glm5_ops.reference.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.reference.mla_cache_append import mla_cache_append
 from glm5_ops.reference.mla_cache_gather import mla_cache_gather
+from glm5_ops.reference.moe_route import moe_route, moe_route_bwd
 from glm5_ops.reference.quantize_fp8 import quantize_fp8
 from glm5_ops.reference.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd, sparse_mla_decode
 from glm5_ops.reference.swiglu import swiglu, swiglu_bwd, swiglu_fp8
@@ -33,6 +34,8 @@ __all__ = [
     "indexer_topk_paged",
     "mla_cache_append",
     "mla_cache_gather",
+    "moe_route",
+    "moe_route_bwd",
     "quantize_fp8",
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",

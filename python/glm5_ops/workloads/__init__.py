@@ -17,6 +17,7 @@ MODULES = (
     "indexer_topk",
     "mla_cache_append",
     "mla_cache_gather",
+    "moe_route",
     "quantize_fp8",
     "sparse_mla_attention",
     "swiglu",
