@@ -5,10 +5,12 @@ if present, and the CUDA kernels on an emulator wherever they can be compiled. W
 reason, in the header of the test run.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -161,6 +163,23 @@ def check_same_bits_as_generic(op: str, case: Case, target: Target) -> None:
         stack.enter_context(Target("cpu-generic", isa="generic").active())
         expected = run(op, inputs)
     check_same_bits(f"{op} on {target} and on cpu-generic", got, expected)
+
+
+def check_same_bits_on_a_gpu_and_generic(op: str, case: Case, target: Target) -> None:
+    """For ops that promise the same bits on every machine. `target` is active; the portable code is entered anew."""
+    got = run(op, case.inputs(target.device))
+    module = sys.modules[f"glm5_ops.ops.{stem_of(op)}"]
+    with mock.patch.object(module, "_native", _native), Target("cpu-generic", isa="generic").active():
+        expected = run(op, case.inputs("cpu"))
+    check_same_bits(f"{op} on {target} and on cpu-generic", got, expected)
+
+
+def stem_of(op: str) -> str:
+    """The module that an op stands in."""
+    modules = [
+        m for m in glm5_ops.workloads.MODULES if op in sys.modules[f"glm5_ops.workloads.{m}"].WORKLOADS
+    ]
+    return modules[0]
 
 
 def check_registration(op: str, *args: object) -> None:

@@ -19,12 +19,13 @@ GLM5_INLINE u8 e4m3_of(f32 quotient) {
 
 // kFp8Group values to e4m3, as quantize_fp8 1x128; returns their scale.
 GLM5_INLINE f32 quantize_group(const f32* x, f32 amax_floor, bool power_of_two, u8* to) {
-  u32 amax = 0;  // finite magnitudes order as their bits do
+  i32 amax = 0;  // finite magnitudes order as their bits do
   for (i64 i = 0; i < kFp8Group; ++i) {
-    const u32 magnitude = bits_of(x[i]) & 0x7fffffff, finite = magnitude < 0x7f800000 ? magnitude : 0;
+    const i32 magnitude = static_cast<i32>(bits_of(x[i]) & 0x7fffffff);
+    const i32 finite = magnitude & -i32{magnitude < 0x7f800000};
     amax = finite > amax ? finite : amax;
   }
-  const f32 scale = fp8_scale(f32_of_bits(amax), amax_floor, power_of_two);
+  const f32 scale = fp8_scale(f32_of_bits(static_cast<u32>(amax)), amax_floor, power_of_two);
   alignas(64) u8 values[kFp8Group];
   for (i64 i = 0; i < kFp8Group; ++i) values[i] = e4m3_of(x[i] / scale);
   __builtin_memcpy(to, values, kFp8Group);
