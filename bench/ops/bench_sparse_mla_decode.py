@@ -1,4 +1,4 @@
-"""sparse_mla_decode beside torch: the chosen rows gathered, decoded and multiplied, in f32."""
+"""sparse_mla_decode beside torch: the chosen rows gathered, decoded and multiplied, in f32. Both schedules, one after the other."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,13 @@ from glm5_ops.workloads.sparse_mla_attention import GLM5_DECODE, SparseMlaDecode
 
 
 def gathered_in_f32(
-    q: Tensor, cache: Tensor, indices: Tensor, scale: float, block_table: Tensor, sequences: Tensor
+    q: Tensor,
+    cache: Tensor,
+    indices: Tensor,
+    scale: float,
+    block_table: Tensor,
+    sequences: Tensor,
+    schedule: str = "exact",
 ) -> tuple[Tensor, Tensor]:
     """out and lse, of cases that name a key at every place."""
     pages = block_table[sequences.long()].gather(1, (indices // 64).long())
@@ -24,5 +30,5 @@ def gathered_in_f32(
 
 
 CASES = GLM5_DECODE
-QUICK = (SparseMlaDecodeCase(1, 4096, 1024, fill="full"),)
+QUICK = tuple(SparseMlaDecodeCase(1, 4096, 1024, fill="full", schedule=s) for s in ("exact", "fast"))
 BASELINES = {"torch gather + bmm f32": gathered_in_f32}

@@ -113,6 +113,13 @@ GLM5_INLINE __m256 load_f32x8(const e4m3* values) {
 
 // ---- A vector, as the loops of cpu/gemm_vectors.h take it ----
 
+// Lane i plus lane i + 4, then i + 2, then i + 1.
+GLM5_INLINE f32 sum_of_8(__m256 x) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
 struct Lanes {
   static constexpr i64 kCount = 8;
   static constexpr int kStepRows = 3, kChainRows = 6;  // rows whose sums fill 12 registers
@@ -137,6 +144,8 @@ struct Lanes {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
   }
   GLM5_INLINE static F32 round_to_bf16(F32 x) { return _mm256_castsi256_ps(bf16_in_high_half(x)); }
+  // 16 chains, folded 8, 4, 2, 1.
+  GLM5_INLINE static f32 sum_of_16(const F32 (&chain)[2]) { return sum_of_8(_mm256_add_ps(chain[0], chain[1])); }
 };
 
 }  // namespace glm5::avx2

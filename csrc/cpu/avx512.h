@@ -118,6 +118,10 @@ struct Lanes {
   GLM5_INLINE static F32 low_bits_to_exponent(F32 x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
   }
+  // 16 chains, folded 8, 4, 2, 1.
+  GLM5_INLINE static f32 sum_of_16(const F32 (&chain)[1]) {
+    return avx2::sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(chain[0]), _mm512_extractf32x8_ps(chain[0], 1)));
+  }
   GLM5_INLINE static F32 round_to_bf16(F32 x) {
     return _mm512_castsi512_ps(_mm512_and_si512(rounded_to_bf16(x), _mm512_set1_epi32(static_cast<i32>(0xffff0000))));
   }

@@ -27,21 +27,26 @@ void bind_sparse_mla_attention(nb::module_& m) {
          Argument<Tensor<const i32, 2>> indices, f32 scale, Argument<Tensor<const i32, 2>> block_table,
          Argument<Tensor<const i32, 1>> sequences, Argument<Tensor<const i32, 1>> topk_length,
          Argument<Tensor<const f32, 1>> sink, Argument<Tensor<bf16, 3>> out, Argument<Tensor<f32, 2>> lse,
-         Argument<Tensor<u8, 1>> workspace, u64 stream) {
+         Argument<Tensor<u8, 1>> workspace, bool fast, u64 stream) {
         SparseMlaAttentionArgs args{q.tensor, {}, indices.tensor, scale, topk_length.tensor, sink.tensor, out.tensor,
                                     lse.tensor, {}, workspace.tensor};
         args.is_paged = true;
         args.cache = {byte_cache.tensor, bf16_cache.tensor};
         args.block_table = block_table.tensor;
         args.sequences = sequences.tensor;
+        if (fast) return bind::run<sparse_mla_decode_fast_cpu, sparse_mla_decode_fast_cuda>(args, q.on_cuda, stream);
         bind::run<sparse_mla_attention_cpu, sparse_mla_attention_cuda>(args, q.on_cuda, stream);
       },
       nb::arg("q"), nb::arg("byte_cache").none(), nb::arg("bf16_cache").none(), nb::arg("indices"), nb::arg("scale"),
       nb::arg("block_table").none(), nb::arg("sequences").none(), nb::arg("topk_length").none(),
-      nb::arg("sink").none(), nb::arg("out"), nb::arg("lse"), nb::arg("workspace"), nb::arg("stream"),
-      nb::call_guard<nb::gil_scoped_release>());
+      nb::arg("sink").none(), nb::arg("out"), nb::arg("lse"), nb::arg("workspace"), nb::arg("fast"),
+      nb::arg("stream"), nb::call_guard<nb::gil_scoped_release>());
   m.def("sparse_mla_decode_workspace_bytes", &sparse_mla_decode_workspace_bytes, nb::arg("heads"), nb::arg("topk"),
         nb::arg("byte_cache"));
+  m.def("sparse_mla_decode_fast_workspace_bytes", &sparse_mla_decode_fast_workspace_bytes, nb::arg("tokens"),
+        nb::arg("heads"), nb::arg("topk"));
+  m.def("sparse_mla_decode_fast_cuda_workspace_bytes", &sparse_mla_decode_fast_cuda_workspace_bytes, nb::arg("tokens"),
+        nb::arg("heads"), nb::arg("topk"));
   m.def(
       "sparse_mla_attention_bwd",
       [](Argument<Tensor<const bf16, 3>> d_out, Argument<Tensor<const f32, 2>> d_lse, Argument<Tensor<const bf16, 3>> q,

@@ -53,23 +53,6 @@ i64 item_heads(i64 tokens, i64 heads, bool with_probabilities) {
   return smaller(heads, round_up(ceil_div(heads, ceil_div(2 * threads, larger(1, tokens))), sparse_mla::kHeadTile));
 }
 
-// What a position of a sequence needs in order to be looked up.
-void check_pages(const char* op, const SparseMlaAttentionArgs& args) {
-  const i64 pages = args.cache.slots() / kPage;
-  for (i64 t = 0; t < args.indices.shape[0]; ++t) {
-    const i64 sequence = *args.sequences.at(t), length = sparse_mla::row_length(args.indices, args.topk_length, t);
-    require(0 <= sequence && sequence < args.block_table.shape[0], op, ": sequences[", t,
-            "] must be a row of block_table, which has ", args.block_table.shape[0], "; got ", sequence);
-    for (i64 j = 0; j < length; ++j) {
-      const i64 index = *args.indices.at(t, j), column = index / kPage;
-      if (index < 0 || column >= args.block_table.shape[1]) continue;
-      const i64 page = *args.block_table.at(sequence, column);
-      require(0 <= page && page < pages, op, ": block_table[", sequence, ", ", column,
-              "] must be a page of the cache, since indices[", t, ", ", j, "] uses it; got ", page);
-    }
-  }
-}
-
 // Tokens whose rows of d_kv wait at a time: two for each thread, to even them out.
 i64 block_tokens(i64 tokens) { return smaller(tokens, 2 * cpu::thread_count()); }
 
@@ -126,6 +109,23 @@ void store_d_sink(const SparseMlaAttentionBwdArgs& args, const f64* d_sink) {
 
 }  // namespace
 
+void sparse_mla::check_pages(const char* op, const SparseMlaAttentionArgs& args) {
+  const i64 pages = args.cache.slots() / kPage;
+  if (!args.block_table.exists()) return;
+  for (i64 t = 0; t < args.indices.shape[0]; ++t) {
+    const i64 sequence = *args.sequences.at(t), length = row_length(args.indices, args.topk_length, t);
+    require(0 <= sequence && sequence < args.block_table.shape[0], op, ": sequences[", t,
+            "] must be a row of block_table, which has ", args.block_table.shape[0], "; got ", sequence);
+    for (i64 j = 0; j < length; ++j) {
+      const i64 index = *args.indices.at(t, j), column = index / kPage;
+      if (index < 0 || column >= args.block_table.shape[1]) continue;
+      const i64 page = *args.block_table.at(sequence, column);
+      require(0 <= page && page < pages, op, ": block_table[", sequence, ", ", column,
+              "] must be a page of the cache, since indices[", t, ", ", j, "] uses it; got ", page);
+    }
+  }
+}
+
 i64 sparse_mla_attention_workspace_bytes(i64 heads, i64 qk_dim, i64 v_dim, i64 topk) {
   return cpu::thread_count() * sparse_mla::Sizes{heads, qk_dim, v_dim, topk}.bytes() + sparse_mla::kAlign;
 }
@@ -146,7 +146,7 @@ void sparse_mla_attention_cpu(const SparseMlaAttentionArgs& args) {
   cpu::check_workspace(op, args.workspace,
                        args.is_paged ? sparse_mla_decode_workspace_bytes(shape[1], topk, args.cache.bytes.exists())
                                      : sparse_mla_attention_workspace_bytes(shape[1], shape[2], v_dim, topk));
-  if (args.block_table.exists()) check_pages(op, args);
+  sparse_mla::check_pages(op, args);
   const sparse_mla::Task task{args, item_heads(shape[0], shape[1], args.probabilities.shape[0] > 0)};
   cpu::run_best(kAttend, task, shape[0] * task.items_of_token());
 }

@@ -36,6 +36,9 @@ struct Item {
   }
 };
 
+// Refuses pages that a position of a sequence cannot be looked up by.
+void check_pages(const char* op, const SparseMlaAttentionArgs& args);
+
 // ---- Present keys ----
 
 // The places of a row that may hold a key.

@@ -10,7 +10,7 @@
 //   probabilities[t, j] = sum over h of exp(s(i) - lse), before the sink, at the place j of i; 0 at absent places
 //
 // sparse_mla_decode is the same over the rows of a latent cache, as mla_cache_gather reads them: its bits are those of
-// sparse_mla_attention over these rows.
+// sparse_mla_attention over these rows. With schedule "fast" it has a tree of its own, decode.h.
 //
 // What is absent is never read. NaN in a key spreads to the heads of the tokens that name it and no further.
 //
@@ -90,6 +90,14 @@ struct SparseMlaAttentionBwdArgs {
 
 i64 sparse_mla_attention_workspace_bytes(i64 heads, i64 qk_dim, i64 v_dim, i64 topk);
 i64 sparse_mla_decode_workspace_bytes(i64 heads, i64 topk, bool byte_cache);
+i64 sparse_mla_decode_fast_workspace_bytes(i64 tokens, i64 heads, i64 topk);
+// On CUDA the tiles of so few tokens are dealt out; for every tile and head 512 + 2 numbers.
+GLM5_INLINE bool sparse_mla_decode_deals_tiles(i64 tokens, i64 heads, i64 topk) {
+  return topk > 64 && tokens * ceil_div(heads, 64) <= 16;
+}
+GLM5_INLINE i64 sparse_mla_decode_fast_cuda_workspace_bytes(i64 tokens, i64 heads, i64 topk) {
+  return sparse_mla_decode_deals_tiles(tokens, heads, topk) ? tokens * ceil_div(topk, 64) * heads * (512 + 2) * 4 : 0;
+}
 i64 sparse_mla_attention_bwd_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64 v_dim, i64 topk, i64 keys);
 // On CUDA: for every key its sums (64-bit), a mark and a count; for every token and head a number; seven maxima.
 GLM5_INLINE i64 sparse_mla_attention_bwd_cuda_workspace_bytes(i64 tokens, i64 heads, i64 qk_dim, i64, i64, i64 keys) {
@@ -98,6 +106,8 @@ GLM5_INLINE i64 sparse_mla_attention_bwd_cuda_workspace_bytes(i64 tokens, i64 he
 
 void sparse_mla_attention_cpu(const SparseMlaAttentionArgs&);
 void sparse_mla_attention_cuda(const SparseMlaAttentionArgs&, void* stream);
+void sparse_mla_decode_fast_cpu(const SparseMlaAttentionArgs&);
+void sparse_mla_decode_fast_cuda(const SparseMlaAttentionArgs&, void* stream);
 void sparse_mla_attention_bwd_cpu(const SparseMlaAttentionBwdArgs&);
 void sparse_mla_attention_bwd_cuda(const SparseMlaAttentionBwdArgs&, void* stream);
 

@@ -39,6 +39,7 @@ DECODE = Contract(
     out="bf16[tokens, heads, 512]",
     lse="f32[tokens, heads]",
 )
+SCHEDULES = ("exact", "fast")
 
 
 def _outputs(
@@ -191,12 +192,14 @@ def _outputs_decode(
     sequences: Tensor | None = None,
     topk_length: Tensor | None = None,
     sink: Tensor | None = None,
+    schedule: str = "exact",
     check_indices: bool = False,
 ) -> tuple[Tensor, Tensor]:
     line = "byte_cache" if cache.element_size() == 1 else "bf16_cache"
     given = {"indices": indices, "block_table": block_table, "sequences": sequences}
     lengths = DECODE.check(q=q, **{line: cache}, **given, topk_length=topk_length, sink=sink)
     DECODE.require(abs(scale) < float("inf"), "scale", "a finite number", scale)
+    DECODE.require(schedule in SCHEDULES, "schedule", "one of exact, fast", schedule)
     together = (block_table is None) == (sequences is None)
     DECODE.require(together, "sequences", "given with block_table, and only then", sequences)
     return DECODE.empty("out", lengths, like=q), DECODE.empty("lse", lengths, like=q)
@@ -212,6 +215,7 @@ def sparse_mla_decode(
     sequences: Tensor | None = None,
     topk_length: Tensor | None = None,
     sink: Tensor | None = None,
+    schedule: str = "exact",
     check_indices: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``sparse_mla_attention`` over the rows of a paged latent cache, for any number of query tokens per sequence.
@@ -230,6 +234,7 @@ def sparse_mla_decode(
         block_table: the pages of every sequence; entries that no index uses may be anything.
         sequences: of every token, its row of ``block_table``.
         topk_length, sink: as for ``sparse_mla_attention``.
+        schedule: ``exact`` or ``fast``, see above.
         check_indices: look at sequences and the used entries of block_table first, also on a GPU (which waits for it),
             and refuse wrong ones in a sentence. CPUs always do; on a GPU without it keys of pages that do not exist are
             absent.
@@ -237,14 +242,22 @@ def sparse_mla_decode(
     Returns:
         out, bf16[tokens, heads, 512]; lse, f32[tokens, heads].
     """
-    out, lse = _outputs_decode(q, cache, indices, scale, block_table, sequences, topk_length, sink)
+    out, lse = _outputs_decode(q, cache, indices, scale, block_table, sequences, topk_length, sink, schedule)
     if check_indices and block_table is not None:
         check_used_pages("sparse_mla_decode", indices, topk_length, block_table, sequences, cache.shape[0])
     byte_cache, bf16_cache = (cache, None) if cache.element_size() == 1 else (None, cache)
-    sizes = (q.shape[1], indices.shape[1], byte_cache is not None)
-    workspace = workspace_of(q, lambda: _native.sparse_mla_decode_workspace_bytes(*sizes))
+    fast, tokens, heads, topk = schedule == "fast", *q.shape[:2], indices.shape[1]
+    if fast:
+        workspace = workspace_of(
+            q,
+            lambda: _native.sparse_mla_decode_fast_workspace_bytes(tokens, heads, topk),
+            lambda: _native.sparse_mla_decode_fast_cuda_workspace_bytes(tokens, heads, topk),
+        )
+    else:
+        is_bytes = byte_cache is not None
+        workspace = workspace_of(q, lambda: _native.sparse_mla_decode_workspace_bytes(heads, topk, is_bytes))
     _native.sparse_mla_decode(
-        q, byte_cache, bf16_cache, indices, scale, block_table, sequences, topk_length, sink, out, lse, workspace,
+        q, byte_cache, bf16_cache, indices, scale, block_table, sequences, topk_length, sink, out, lse, workspace, fast,
         stream_of(q),
     )  # fmt: skip
     return out, lse

@@ -1,6 +1,6 @@
 """Cases of sparse_mla_attention and of its gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,7 @@ class SparseMlaDecodeCase(Case):
     cache: str = "fp8"
     fill: str = "chosen"
     more: str = "t"
+    schedule: str = "exact"
 
     @property
     def tokens(self) -> int:
@@ -114,7 +115,7 @@ class SparseMlaDecodeCase(Case):
             inputs["topk_length"] = torch.randint(-1, self.topk + 3, (self.tokens,), generator=generator).int()
         if "s" in self.more:
             inputs["sink"] = 2 * torch.randn(self.heads, generator=generator) + 2
-        return inputs
+        return inputs if self.schedule == "exact" else inputs | {"schedule": self.schedule}
 
     def flops(self) -> int:
         return 2 * self.tokens * self.topk * self.heads * (576 + 512)
@@ -178,23 +179,35 @@ GLM5 = (
     SparseMlaAttentionCase(64, 16384, 2048, heads=8, fill="full"),
     SparseMlaAttentionCase(64, 16384, 2048, qk_dim=512, more="sp"),
 )
+def _decode_edges(schedule: str) -> tuple:
+    def case(*numbers: int, **more) -> SparseMlaDecodeCase:
+        return SparseMlaDecodeCase(*numbers, **more, schedule=schedule)
+
+    ragged = tuple(
+        case(2, 130, 65, 8, 1, cache=cache, fill=fill, more=more)
+        for cache in ("fp8", "bf16") for fill in ("chosen", "any") for more in ("t", "ls")
+    )  # fmt: skip
+    return (
+        case(0, 70, 8, 8), case(1, 1, 1, 64), case(2, 70, 0, 8), *ragged, case(1, 130, 70, 20, 3, more="tls"),
+        case(1, 60, 60, 64, cache="bf16", fill="full"), case(2, 60, 70, 3, fill="absent"),
+        case(1, 60, 70, 3, fill="same"),
+    )  # fmt: skip
+
+
+# Of the fast schedule also: several tiles, some of them empty; more tokens than have their tiles dealt out.
 EDGES_DECODE = (
-    SparseMlaDecodeCase(0, 70, 8, 8),
-    SparseMlaDecodeCase(1, 1, 1, 64),
-    SparseMlaDecodeCase(2, 70, 0, 8),
-    *(SparseMlaDecodeCase(2, 130, 65, 8, 1, cache, fill, more)
-      for cache in ("fp8", "bf16") for fill in ("chosen", "any") for more in ("t", "ls")),
-    SparseMlaDecodeCase(1, 130, 70, 20, 3, more="tls"),
-    SparseMlaDecodeCase(1, 60, 60, 64, cache="bf16", fill="full"),
-    SparseMlaDecodeCase(2, 60, 70, 3, fill="absent"),
-    SparseMlaDecodeCase(1, 60, 70, 3, fill="same"),
-)  # fmt: skip
-GLM5_DECODE = (
+    *_decode_edges("exact"),
+    *_decode_edges("fast"),
+    SparseMlaDecodeCase(1, 300, 257, 17, 2, fill="any", more="tls", schedule="fast"),
+    SparseMlaDecodeCase(18, 70, 65, 3, fill="any", more="tl", schedule="fast"),
+)
+_GLM5_DECODE = (
     SparseMlaDecodeCase(1, 32768, 2048, fill="full"),
     SparseMlaDecodeCase(4, 32768, 2048, fill="full"),
     SparseMlaDecodeCase(4, 32768, 2048, cache="bf16", fill="full"),
     SparseMlaDecodeCase(4, 32768, 2048, 8, fill="full"),
 )
+GLM5_DECODE = tuple(replace(case, schedule=schedule) for case in _GLM5_DECODE for schedule in ("exact", "fast"))
 GLM5_BWD = (SparseMlaAttentionBwdCase(64, 16384, 2048, fill="full"),)
 _ROWS = ("q", "indices", "topk_length")
 WORKLOADS = {
