@@ -1,4 +1,4 @@
-"""sparse_mla_decode beside torch: the chosen rows gathered, decoded and multiplied, in f32. Both schedules, one after the other."""
+"""sparse_mla_decode, both schedules, beside torch: the chosen rows gathered, decoded and multiplied, in f32."""
 
 import torch
 from torch import Tensor

@@ -122,15 +122,15 @@ __device__ __forceinline__ void start_loading_key(const Tensor<const bf16, 2>& k
 }
 
 // Each thread has the lines first + 16 i.
-template <class T>
-__device__ __forceinline__ void load_keys(const ChosenKeys& chosen, const Tensor<const bf16, 2>& kv,
-                                          SparseMlaStorage<T>& smem, RingPosition<T::kStages>& at) {
+template <class T, class Storage>
+__device__ __forceinline__ void load_keys(const ChosenKeys& chosen, const Tensor<const bf16, 2>& kv, Storage& smem,
+                                          RingPosition<T::kStages>& at, int first_tile, int last_tile) {
   constexpr int kLines = T::kTile / 16;
   const int thread = threadIdx.x % T::kLoaders, first = thread / 8, chunk = thread % 8;
   int ahead[kLines];
 #pragma unroll
-  for (int i = 0; i < kLines; ++i) ahead[i] = chosen.at(first + 16 * i);
-  for (int tile = 0; tile < chosen.tiles(); ++tile, at.advance()) {
+  for (int i = 0; i < kLines; ++i) ahead[i] = chosen.at(first_tile * T::kTile + first + 16 * i);
+  for (int tile = first_tile; tile < last_tile; ++tile, at.advance()) {
     int key[kLines];
 #pragma unroll
     for (int i = 0; i < kLines; ++i) {
@@ -209,9 +209,9 @@ __device__ __forceinline__ void start_loading_heads(const Tensor<const bf16, 3>&
   ptx::cp_async_commit_group();
 }
 
-template <class T>
+template <class T, class Storage>
 __device__ __forceinline__ void load_queries(const Tensor<const bf16, 3>& q, i64 token, i64 first_head,
-                                             SparseMlaStorage<T>& smem) {
+                                             Storage& smem) {
   start_loading_heads(q, token, first_head, smem.queries, T::kMathThreads);
   ptx::cp_async_wait_group<0>();
   ptx::fence_proxy_async_shared();
@@ -329,21 +329,25 @@ struct SparseMlaSoftmax {
   }
 };
 
-// bf16 of what a lane has of a warpgroup's kHalf heads, as lines of 64 keys, one for each head from lines on.
+// bf16 of what a lane has of a warpgroup's kHalf heads, in pairs, as lines of 64 keys, one for each head from lines on.
 template <int kHalf>
-__device__ __forceinline__ void store_by_head(const f32 (&values)[kHalf / 2], u8* lines, const SparseMlaLane& me) {
+__device__ __forceinline__ void store_pairs_by_head(const u32 (&pairs)[kHalf / 4], u8* lines, const SparseMlaLane& me) {
   constexpr int kMatrices = kHalf >= 16 ? 4 : 2;
 #pragma unroll
   for (int group = 0; group < kHalf / 8; group += kMatrices / 2) {
     u32 matrices[kMatrices];
 #pragma unroll
-    for (int i = 0; i < kMatrices; ++i) {
-      const int pair = 4 * group + 2 * i;
-      matrices[i] = ptx::cvt_rn_bf16x2_f32(values[pair + 1], values[pair]);
-    }
+    for (int i = 0; i < kMatrices; ++i) matrices[i] = pairs[2 * group + i];
     const int matrix = me.lane / 8 % kMatrices, head = (group + matrix / 2) * 8 + me.lane % 8;
     ptx::stmatrix_trans(lines + head * 128 + swizzled(head, 2 * me.warp + matrix % 2), matrices);
   }
+}
+template <int kHalf>
+__device__ __forceinline__ void store_by_head(const f32 (&values)[kHalf / 2], u8* lines, const SparseMlaLane& me) {
+  u32 pairs[kHalf / 4];
+#pragma unroll
+  for (int i = 0; i < kHalf / 4; ++i) pairs[i] = ptx::cvt_rn_bf16x2_f32(values[2 * i + 1], values[2 * i]);
+  store_pairs_by_head<kHalf>(pairs, lines, me);
 }
 
 // Multiplies the output of every head by smem.factors; where all are 1, which is the rule after a few tiles, there is

@@ -28,7 +28,7 @@ def find_variant(op, *fields):
 
 def compile_door(op, variant, folder, edits=(), per_row=False):
     """The door of `op` with only `variant`, after `edits`: (file below csrc, old text, new text), each found once."""
-    folder, source = Path(folder), op.removesuffix("_bwd")
+    folder, source = Path(folder), op.removesuffix("_bwd").replace("mla_decode", "mla_attention")
     shutil.copytree(ROOT / "csrc" / "ops" / source, folder / "ops" / source, dirs_exist_ok=True)
     shutil.copytree(ROOT / "csrc" / "cuda", folder / "cuda", dirs_exist_ok=True)
     for file, old, new in edits:
@@ -97,6 +97,9 @@ def _keep_few_heads(folder):
         text = re.sub(r" *(if \(heads <= 32\) return )?launch_\w+<(32|64), kQkDim[^>]*>\([^;]*;\n", "", text)
         text = re.sub(r" *if \(decodes\) return launch_for_heads<576, true>\([^;]*;\n", "", text)
         file.write_text(re.sub(r" *(else\n *)?launch_for_heads<512>\([^;]*;\n", "", text))
+    file = folder / "decode_sm90.cu"
+    text = re.sub(r" *if (constexpr )?\([^;]*\)\s*(return )?launch_decode<(32|64), [^;]*;\n", "", file.read_text())
+    file.write_text(text)
 
 
 class Array:

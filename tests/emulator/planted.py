@@ -18,6 +18,7 @@ TOPK = "ops/indexer_topk/kernel_sm90.cuh"
 CANDIDATES = "cuda/topk_candidates.cuh"
 MLA = "cuda/sparse_mla.cuh"
 MLA_FORWARD = "ops/sparse_mla_attention/sm90.cu"
+MLA_DECODE = "ops/sparse_mla_attention/decode_sm90.cu"
 MLA_BACKWARD = "ops/sparse_mla_attention/bwd_sm90.cu"
 
 
@@ -51,6 +52,9 @@ PAGED_KEYS = {"tokens": 11, "keys": 64 * 15, "sms": 2, "paged": True}
 BEST_KEYS = {"tokens": 11, "keys": 64 * 9 + 5, "topk": 40, "sms": 2}
 # More tiles than stages (2), absent keys among the others, heads that do not fill their tile.
 CHOSEN_KEYS = {"tokens": 2, "heads": 12, "keys": 90, "topk": 64 * 4 + 10}
+# The same with more tokens than have their tiles dealt out, and with so few.
+CACHED_KEYS = {"tokens": 17, "heads": 3, "pages": 2, "topk": 64 * 2 + 10}
+TILES_APART = {"tokens": 2, "heads": 12, "pages": 2, "topk": 64 * 2 + 10}
 
 
 def _fp8(name, checks, *edits, variant=FP8_ROWS, problem=RAGGED, **more):
@@ -71,6 +75,10 @@ def _topk(name, checks, *edits, variant=1, problem=BEST_KEYS, **more):
 
 def _attention(name, checks, *edits, **more):
     return Planted(name, "sparse_mla_attention", 0, edits, frozenset(checks.split()), CHOSEN_KEYS, **more)
+
+
+def _decode(name, checks, *edits, problem=CACHED_KEYS, **more):
+    return Planted(name, "sparse_mla_decode", 0, edits, frozenset(checks.split()), problem, **more)
 
 
 def _attention_bwd(name, checks, *edits, **more):
@@ -479,6 +487,37 @@ FAULTS = [
         "the sums of one warp are left out",
         "values",
         (MLA_FORWARD, "for (int warp = 1; warp < 4; ++warp) sum", "for (int warp = 1; warp < 3; ++warp) sum"),
+    ),
+    # ---- attention to cached keys
+    _decode(
+        "the second weights overtake the products with the first",
+        "race wgmma proxy",
+        (MLA_DECODE, "      sync_math<T>();  // all have read the weights of the first groups\n", ""),
+    ),
+    _decode(
+        "a group's scale for another's values",
+        "values",
+        (MLA_DECODE, "weigh<T, 2 + kSecond>(pairs", "weigh<T, 1 + kSecond>(pairs"),
+    ),
+    _decode(
+        "widened keys without a proxy fence",
+        "proxy",
+        (MLA_DECODE, "    ptx::fence_proxy_async_shared();  // the loader's keys, for wgmma\n", ""),
+    ),
+    _decode(
+        "a tile keeps its own scale",
+        "values",
+        (
+            MLA_DECODE,
+            "return __fmaf_rn(o, older, __fmul_rn(o_tile, newer));",
+            "return __fadd_rn(__fmul_rn(o, older), o_tile);",
+        ),
+    ),
+    _decode(
+        "partial results of a tile too far are merged",
+        "bounds uninitialised values",
+        (MLA_DECODE, "partial.row(token, tile, head);", "partial.row(token, tile + 1, head);"),
+        problem=TILES_APART,
     ),
     _attention_bwd(
         "the next keys overtake the products",

@@ -93,6 +93,48 @@ class SparseMlaLab(Lab):
         join = [np.concatenate((x, y[..., None]), axis=2) for x, y in ((exact, lse), (bound, 0 * lse + 1e-5))]
         return outcome, *join
 
+    def sparse_mla_decode(self, _, tokens, heads, pages, topk, sms=132, seed=0, schedule="fair"):
+        """The fast schedule over a cache of bytes, by slot."""
+        random = np.random.default_rng(3)
+        q = bf16_bits(random.standard_normal((tokens, heads, DIM)))
+        codes = random.integers(0, 0x60, (pages, 64, V_DIM)) | 128 * random.integers(0, 2, (pages, 64, V_DIM))
+        scales = (0.1 * 2.0 ** -random.uniform(2, 4, (pages, 64, 4))).astype(np.float32)
+        rope = bf16_bits(0.1 * random.standard_normal((pages, 64, DIM - V_DIM)))
+        parts = codes.astype(np.uint8), scales.view(np.uint8), rope.view(np.uint8)
+        cache = np.concatenate([part.reshape(pages, 64, -1) for part in parts], axis=2)
+        exponent, mantissa = codes % 128 // 8, codes % 8
+        sizes = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+        latent = np.where(codes < 128, sizes, -sizes) * scales.astype(np.float64).repeat(128, axis=2)
+        wide = np.concatenate((latent, bf16_values(rope).reshape(rope.shape)), axis=2).reshape(-1, DIM)
+        slots = pages * 64
+        indices = random.integers(-slots // 3, slots + slots // 3, (tokens, topk)).astype(np.int32)
+        present = (indices >= 0) & (indices < slots)
+        rows = np.where(present[..., None], wide[indices.clip(0, slots - 1)], 0)
+        scores = SCALE * np.einsum("thd,tjd->thj", bf16_values(q).astype(np.float64), rows)
+        scores = np.where(present[:, None], scores, -np.inf)
+        most = scores.max(axis=2, keepdims=True)
+        lse = most[..., 0] + np.log(np.exp(scores - most).sum(2))
+        p = np.exp(scores - lse[..., None])
+
+        given = [Array(q, "q"), Array(indices, "indices"), Array(cache, "cache")]
+        size = tokens * -(-topk // 64) * heads * (V_DIM + 2) * 4 if tokens <= 16 else 0
+        workspace = Array(np.zeros(size, np.uint8), "workspace", written=False)
+        out = Array(np.full((tokens, heads, V_DIM), 7, np.uint16), "out", written=False)
+        lses = Array(np.full((tokens, heads), 7, np.float32), "lse", written=False)
+        args = ForwardArgs(scale=SCALE, out=_tensor(out), lse=_tensor(lses), is_paged=True)
+        args.q, args.indices, args.byte_cache = map(_tensor, given)
+        args.workspace = Bytes(workspace.address, (size,), (1,))
+        outcome = self._call(args, 0, sms, schedule, seed, out)
+        if outcome.out is not None:
+            values = bf16_values(outcome.out).reshape(tokens, heads, V_DIM)
+            outcome.out = np.concatenate((values, lses.values[..., None]), axis=2)
+        for array in (*given, workspace, out, lses):
+            array.free()
+        exact = np.einsum("thj,tjd->thd", p, rows[..., :V_DIM])
+        bound = 2.0**-7 * np.einsum("thj,tjd->thd", p, abs(rows[..., :V_DIM]))
+        join = [np.concatenate((x, y[..., None]), axis=2) for x, y in ((exact, lse), (bound, 0 * lse + 1e-5))]
+        return outcome, *join
+
     def sparse_mla_attention_bwd(self, _, tokens, heads, keys, topk, sms=132, seed=0, schedule="fair"):
         random, q, kv, indices, present, rows, p, lse = self._problem(tokens, heads, keys, topk)
         out, d_out = (bf16_bits(s * random.standard_normal((tokens, heads, V_DIM))) for s in (0.1, 1))

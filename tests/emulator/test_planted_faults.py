@@ -22,6 +22,8 @@ CLEAN = {
     "the best keys": ("indexer_topk", 1, planted.BEST_KEYS),
     "the best keys, split": ("indexer_topk", 3, planted.BEST_KEYS),
     "attention to chosen keys": ("sparse_mla_attention", 0, planted.CHOSEN_KEYS),
+    "attention to cached keys": ("sparse_mla_decode", 0, planted.CACHED_KEYS),
+    "attention to cached keys, tiles apart": ("sparse_mla_decode", 0, planted.TILES_APART),
     "its gradient": ("sparse_mla_attention_bwd", 0, planted.CHOSEN_KEYS),
 }
 

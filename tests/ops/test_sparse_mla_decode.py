@@ -1,16 +1,23 @@
 import pytest
 import torch
 
-from glm5_ops import mla_cache_gather, sparse_mla_attention, sparse_mla_decode
+from glm5_ops import mla_cache_gather, reference, sparse_mla_attention, sparse_mla_decode
+from glm5_ops.workloads._compare import cosine_difference, in_f64
 from glm5_ops.workloads.sparse_mla_attention import EDGES_DECODE, SparseMlaDecodeCase
 from tests import harness
 from tests.harness import GPUS, TARGETS, VECTOR_CPUS, over
 
 CPUS = tuple(t for t in TARGETS if t not in GPUS)
 OP = "sparse_mla_decode"
-KINDS = [
-    SparseMlaDecodeCase(2, 130, 70, 12, 2, cache, "any", more) for cache in ("fp8", "bf16") for more in ("t", "ls")
-]
+EXACT, FAST = (
+    [
+        SparseMlaDecodeCase(2, 130, 70, 12, 2, cache, "any", more, schedule)
+        for cache in ("fp8", "bf16")
+        for more in ("t", "ls")
+    ]
+    for schedule in ("exact", "fast")
+)
+KINDS = EXACT + FAST
 
 
 @over(EDGES_DECODE)
@@ -34,7 +41,7 @@ def test_same_bits_with_any_thread_count(case, target):
     harness.check_thread_count_does_not_matter(OP, case, target)
 
 
-@over(KINDS)
+@over(EXACT)
 def test_a_decoded_token_has_the_bits_of_its_prefill_row(case, target):
     inputs = case.inputs(target.device)
     out, lse = sparse_mla_decode(**inputs)
@@ -86,6 +93,52 @@ def test_what_no_index_names_is_not_read(case, target):
         harness.check_same_bits(OP, sparse_mla_decode(**(inputs | {"block_table": wider, "indices": indices})), before)
 
 
+@over(FAST)
+def test_fast_is_close_to_attention_over_unrounded_values(case, target):
+    inputs = case.inputs(target.device)
+    out, lse = sparse_mla_decode(**inputs)
+    exact, exact_lse = reference.sparse_mla_decode(**(in_f64(inputs)))
+    for t in range(case.tokens):
+        assert cosine_difference(out[t], exact[t]) < 5e-6
+    named = exact_lse > -float("inf")
+    assert bool(((lse - exact_lse)[named].abs() <= 1e-6 + 2.01 / 65536 * exact_lse[named].abs()).all())
+
+
+@over([SparseMlaDecodeCase(1, 1, 1, 1)])
+@pytest.mark.parametrize("cache", ["fp8", "bf16"])
+def test_tiles_in_turn_give_the_bits_of_tiles_dealt_out(case, target, cache):
+    # 17 tokens have theirs in turn, on a GPU and on a CPU with at most 8 threads; one token's are dealt out.
+    many = SparseMlaDecodeCase(17, 70, 70, 2, cache=cache, fill="any", more="tls", schedule="fast")
+    inputs = many.inputs(target.device)
+    inputs["topk_length"][:] = torch.tensor([70, 64, 65, 0] * 4 + [70])
+    inputs["indices"][0, :64] = -1  # an empty tile before one that is not
+    out, lse = sparse_mla_decode(**inputs)
+    for t in (0, 1, 2, 3, 16):
+        one = inputs | {n: inputs[n][t : t + 1] for n in ("q", "indices", "topk_length", "sequences")}
+        harness.check_same_bits(OP, sparse_mla_decode(**one), [out[t : t + 1], lse[t : t + 1]])
+    assert not out[3].any() and bool((lse[3] == -float("inf")).all())
+
+
+@over([SparseMlaDecodeCase(1, 1, 1, 1)])
+def test_a_shard_of_heads_has_the_bits_of_all_heads(case, target):
+    inputs = SparseMlaDecodeCase(1, 90, 66, 64, fill="any", more="ts", schedule="fast").inputs(target.device)
+    out, lse = sparse_mla_decode(**inputs)
+    for first, last in ((0, 8), (24, 48), (5, 6), (61, 64)):
+        part = inputs | {"q": inputs["q"][:, first:last], "sink": inputs["sink"][first:last]}
+        harness.check_same_bits("shard", sparse_mla_decode(**part), [out[:, first:last], lse[:, first:last]])
+
+
+@over([SparseMlaDecodeCase(1, 1, 1, 1)])
+def test_nan_in_a_key_spreads_to_the_tokens_that_name_it_alone(case, target):
+    inputs = SparseMlaDecodeCase(2, 70, 70, 3, fill="full", more="t", schedule="fast").inputs(target.device)
+    page = int(inputs["block_table"][1, 0])
+    inputs["cache"][page, 5, 3] = 0x7F  # a NaN of e4m3, at position 5 of the second sequence
+    inputs["indices"][0, 10] = -1
+    out, lse = sparse_mla_decode(**inputs)
+    assert bool(out[1].isnan().all()) and bool(lse[1].isnan().all())
+    assert not out[0].isnan().any() and not lse[0].isnan().any()
+
+
 def _right(**change) -> dict:
     return SparseMlaDecodeCase(2, 70, 8, 3, fill="full").inputs() | change
 
@@ -100,6 +153,7 @@ def _right(**change) -> dict:
         ({"block_table": torch.zeros(2, 2).long()}, "block_table must be i32[sequences, max_pages]"),
         ({"sequences": torch.zeros(3).int()}, "sequences must be i32[tokens]"),
         ({"sequences": None}, "sequences must be given with block_table, and only then; got None"),
+        ({"schedule": "quick"}, "schedule must be one of exact, fast; got 'quick'"),
         ({"scale": float("nan")}, "scale must be a finite number; got nan"),
         ({"q": torch.zeros(2, 3, 576).bfloat16().requires_grad_()}, "q requires grad, but sparse_mla_decode has no"),
     ],
@@ -130,23 +184,27 @@ def _outside(change: dict, device: str) -> dict:
 
 @pytest.mark.parametrize(("change", "sentence"), OUTSIDE)
 @pytest.mark.parametrize("check", [False, True])
-def test_pages_outside_are_refused_on_the_cpu(change, sentence, check):
-    assert f"{OP}: {sentence}" in harness.message_of(sparse_mla_decode, **_outside(change, "cpu"), check_indices=check)
+@pytest.mark.parametrize("schedule", ["exact", "fast"])
+def test_pages_outside_are_refused_on_the_cpu(change, sentence, check, schedule):
+    inputs = _outside(change, "cpu") | {"schedule": schedule}
+    assert f"{OP}: {sentence}" in harness.message_of(sparse_mla_decode, **inputs, check_indices=check)
 
 
 @pytest.mark.parametrize(("change", "sentence"), OUTSIDE)
+@pytest.mark.parametrize("schedule", ["exact", "fast"])
 @over([SparseMlaDecodeCase(1, 1, 1, 1)], GPUS)
-def test_pages_outside_are_absent_on_a_gpu_and_refused_on_demand(case, target, change, sentence):
-    inputs = _outside(change, target.device)
+def test_pages_outside_are_absent_on_a_gpu_and_refused_on_demand(case, target, change, sentence, schedule):
+    inputs = _outside(change, target.device) | {"schedule": schedule}
     out, lse = sparse_mla_decode(**inputs)  # the emulator would report an access beyond the tensors
     assert not out.isnan().any() and not lse.isnan().any()
     assert f"{OP}: {sentence}" in harness.message_of(sparse_mla_decode, **inputs, check_indices=True)
 
 
 def test_registration():
-    order = ("q", "cache", "indices", "scale", "block_table", "sequences", "topk_length", "sink")
+    order = ("q", "cache", "indices", "scale", "block_table", "sequences", "topk_length", "sink", "schedule")
     for cache, more in (("fp8", "tls"), ("bf16", "")):
-        inputs = dict.fromkeys(order) | SparseMlaDecodeCase(2, 9, 4, 4, cache=cache, more=more).inputs()
+        given = {"schedule": "exact"} | SparseMlaDecodeCase(2, 9, 4, 4, cache=cache, more=more).inputs()
+        inputs = dict.fromkeys(order) | given
         harness.check_registration(OP, *(inputs[n] for n in order))
 
 

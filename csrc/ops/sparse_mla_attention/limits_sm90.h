@@ -1,4 +1,4 @@
-// What both passes of sparse_mla_attention take on sm_90a.
+// What the kernels of sparse_mla_attention take on sm_90a.
 #pragma once
 
 #include "core/error.h"
@@ -20,6 +20,17 @@ inline void check_limits(const char* op, const Tensor<const bf16, 3>& q, const T
           q.stride[1]);
   require(aligned(kv.data, kv.stride[0], kv.shape[0]), op,
           ": the rows of kv must lie at multiples of 16 bytes on CUDA; its stride is ", kv.stride[0]);
+}
+
+inline void check_cache_limits(const char* op, const MlaCache& cache) {
+  require(cache.slots() < i64{1} << 31, op, ": cache must have fewer than 2^31 slots on CUDA, got ", cache.slots());
+  require(!cache.bytes.exists() || reinterpret_cast<std::uintptr_t>(cache.bytes.data) % 16 == 0, op,
+          ": cache must start at a multiple of 16 bytes on CUDA");
+}
+
+// A cache of bf16 is a matrix of slots.
+inline Tensor<const bf16, 2> rows_of(const Tensor<bf16, 3>& cache) {
+  return {cache.data, {cache.shape[0] * kPage, kMlaDim}, {kMlaDim, 1}};
 }
 
 }  // namespace glm5::sparse_mla

@@ -122,7 +122,7 @@ void sparse_mla_attention_kernel(const __grid_constant__ SparseMlaAttentionArgs 
     if constexpr (kDecodes)
       load_cached_keys<T>(chosen, args.cache, smem, at);
     else
-      load_keys<T>(chosen, args.kv, smem, at);
+      load_keys<T>(chosen, args.kv, smem, at, 0, chosen.tiles());
   } else {
     ptx::setmaxnreg_inc<T::kMathRegisters>();
     attend<T>(args, chosen, token, first_head, smem);
@@ -191,7 +191,7 @@ void sparse_mla_probabilities_kernel(const __grid_constant__ SparseMlaAttentionA
   const ChosenKeys chosen = chosen_keys(args, token);
   RingPosition<T::kStages> at;
   if (threadIdx.x >= T::kMathThreads) {
-    for (i64 first = 0; first < heads; first += T::kHeads) load_keys<T>(chosen, args.kv, smem, at);
+    for (i64 first = 0; first < heads; first += T::kHeads) load_keys<T>(chosen, args.kv, smem, at, 0, chosen.tiles());
     return;
   }
   for (i64 place = chosen.tiles() * T::kTile + threadIdx.x; place < args.probabilities.shape[1];
@@ -222,23 +222,15 @@ void launch_for_heads(const SparseMlaAttentionArgs& args, const Device& device, 
   launch_attention<64, kQkDim, kDecodes>(args, device, stream);
 }
 
-// A cache of bf16 is a matrix of slots.
-Tensor<const bf16, 2> rows_of(const Tensor<bf16, 3>& cache) {
-  return {cache.data, {cache.shape[0] * kPage, kMlaDim}, {kMlaDim, 1}};
-}
-
 }  // namespace
 
 void sparse_mla_attention_cuda(const SparseMlaAttentionArgs& given, void* stream) {
   SparseMlaAttentionArgs args = given;
   const char* op = args.is_paged ? "sparse_mla_decode" : kOp;
   const bool decodes = args.cache.bytes.exists();
-  if (args.is_paged && !decodes) args.kv = rows_of(args.cache.values);
+  if (args.is_paged && !decodes) args.kv = sparse_mla::rows_of(args.cache.values);
   sparse_mla::check_limits(op, args.q, args.kv, args.out.shape[2]);
-  require(args.cache.slots() < i64{1} << 31, op, ": cache must have fewer than 2^31 slots on CUDA, got ",
-          args.cache.slots());
-  require(!decodes || reinterpret_cast<std::uintptr_t>(args.cache.bytes.data) % 16 == 0, op,
-          ": cache must start at a multiple of 16 bytes on CUDA");
+  sparse_mla::check_cache_limits(op, args.cache);
   if (args.q.shape[0] == 0 || args.q.shape[1] == 0) return;
   const Device device = require_sm90(op);
   if (decodes) return launch_for_heads<576, true>(args, device, stream);

@@ -87,21 +87,23 @@ def sparse_mla_decode(
         table = torch.cat((block_table.long(), block_table.new_zeros(len(block_table), 1)), dim=1)  # never empty
         pages = table[sequences.long()].gather(1, at // 64)
         slots = torch.where(inside, pages * 64 + at % 64, -1)
-    rows = _rows(cache)
-    rows = rows.to(torch.bfloat16).to(q.dtype) if schedule == "exact" else rows
+    if schedule == "exact":
+        rows = _rows(cache, torch.float32).to(torch.bfloat16).to(q.dtype)
+    else:
+        rows = _rows(cache, torch.float64 if q.dtype == torch.float64 else torch.float32)
     out, lse, _ = sparse_mla_attention(q, rows, slots, scale, 512, topk_length, sink)
     return out, lse
 
 
-def _rows(cache: Tensor) -> Tensor:
-    """All slots of a latent cache, those of bytes as f32."""
+def _rows(cache: Tensor, wide: torch.dtype) -> Tensor:
+    """All slots of a latent cache; those of bytes as products in `wide`."""
     rows = cache.flatten(0, 1)
     if cache.dtype != torch.uint8:
         return rows
-    values = rows[:, :512].contiguous().view(torch.float8_e4m3fn).float().unflatten(1, (4, 128))
-    scales = rows[:, 512:528].contiguous().view(torch.float32)
+    values = rows[:, :512].contiguous().view(torch.float8_e4m3fn).to(wide).unflatten(1, (4, 128))
+    scales = rows[:, 512:528].contiguous().view(torch.float32).to(wide)
     latent = (values * scales[:, :, None]).flatten(1)
-    return torch.cat((latent, rows[:, 528:].contiguous().view(torch.bfloat16).float()), dim=1)
+    return torch.cat((latent, rows[:, 528:].contiguous().view(torch.bfloat16).to(wide)), dim=1)
 
 
 def _present(indices: Tensor, kv: Tensor, topk_length: Tensor | None, t: int) -> tuple[Tensor, Tensor]:

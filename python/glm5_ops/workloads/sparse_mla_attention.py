@@ -179,6 +179,8 @@ GLM5 = (
     SparseMlaAttentionCase(64, 16384, 2048, heads=8, fill="full"),
     SparseMlaAttentionCase(64, 16384, 2048, qk_dim=512, more="sp"),
 )
+
+
 def _decode_edges(schedule: str) -> tuple:
     def case(*numbers: int, **more) -> SparseMlaDecodeCase:
         return SparseMlaDecodeCase(*numbers, **more, schedule=schedule)
