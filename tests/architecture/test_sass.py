@@ -22,7 +22,7 @@ INSTRUCTIONS = {
     # Keys that lie anywhere come by cp.async.
     r"indexer_logits_(at|at_bwd|bwd_queries)_kernel.*e4m3": {"QGMMA", "LDGSTS"},
     r"indexer_logits_(at|at_bwd|bwd_queries|bwd_keys)_kernel.*bf16": {"HGMMA", "LDGSTS"},
-    r"sparse_mla_(attention|attention_bwd|probabilities)_kernel": {"HGMMA", "LDGSTS"},  # gathered by cp.async
+    r"sparse_mla_(attention|attention_bwd|probabilities|decode)_kernel": {"HGMMA", "LDGSTS"},  # gathered by cp.async
 }
 # What ptxas says when it waits for every wgmma at once, or ignores setmaxnreg.
 WARNINGS = re.compile(r"\bC75\d\d\b")

@@ -220,9 +220,14 @@ def sparse_mla_decode(
 ) -> tuple[Tensor, Tensor]:
     """``sparse_mla_attention`` over the rows of a paged latent cache, for any number of query tokens per sequence.
 
-    The bits are those of ``sparse_mla_attention`` over the rows that ``mla_cache_gather`` reads from the cache, in the
-    order of the indices: a decoded token has the bits of its row in a prefill over the same values, alone or in any
-    batch. No gradient.
+    A token has the same bits alone or in any batch, with any schedule; the two schedules' bits differ. No gradient.
+
+    ``exact``: the bits of ``sparse_mla_attention`` over the rows that ``mla_cache_gather`` reads from the cache, in the
+    order of the indices, so that a decoded token has the bits of its row in a prefill over the same values.
+
+    ``fast``: keys with the precision of the cache, e4m3 times its scale without a rounding to bf16; the places of a row
+    in tiles of 64, merged in one order, so that the tiles of few tokens are spread over the machine. Bits depend on
+    where absent indices stand. On AMX machines AVX-512 serves it.
 
     Args:
         q: queries in the absorbed form: 512 latent dims, then 64 rotated ones.
