@@ -281,7 +281,8 @@ GLM5_INLINE void decode(const DecodeTask& task, i64 begin, i64 end, i64 thread) 
   const cpu::FloatState before = cpu::use_flushing_floats();
   DecodeScratch scratch(task.scratch + thread * DecodeScratch::bytes(task.heads()), task.heads());
   const i64 tiles = task.tiles();
-  if (task.pass == DecodeTask::Pass::tiles) scratch.next->find(task.args, task.first_token + begin / tiles, begin % tiles);
+  if (task.pass == DecodeTask::Pass::tiles)
+    scratch.next->find(task.args, task.first_token + begin / tiles, begin % tiles);
   for (i64 i = begin; i < end; ++i) {
     if (task.pass == DecodeTask::Pass::whole) {
       attend_whole<Kernel>(task, task.first_token + i, scratch);

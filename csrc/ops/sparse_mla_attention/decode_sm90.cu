@@ -12,22 +12,22 @@
 // depends neither on this nor on the other heads, so that the choices below are of speed alone.
 //
 //   loader          a warpgroup gathers rows and widens bytes to bf16 on the way (or copies bf16 by cp.async), into two
-//                   stages as in sparse_mla.cuh. A thread has 8 dims of each part of a key; it asks for one key and
-//                   looks up another while it widens a third
+//                   stages as in sparse_mla.cuh. A thread has 8 dims of each part of a key; it asks for one key
+//                   and looks up another while it widens a third
 //   two warpgroups  scores: keys are wgmma's M operand, heads its N, half of them each; output: the value's dims are M,
 //                   half of them each, all heads N, so that few heads cost few columns. A warpgroup's dims have two
 //                   scales, to be applied to p: the weights for one half of them go to shared memory, then the others
 //
-// Calculated for topk 2048 on an H200 at 1.755 GHz, not measured. A tile of 64 keys of a cache of bytes, on one SM: 41 KiB
-// at 24 bytes per clock 1750 clocks; widening 5 instructions for 2 dims, 600 clocks of all four schedulers; these run
-// beside the chain of: scores, 36 steps of 64 x 16 x 16 by each warpgroup, which read 2.5 KiB of shared memory each, 1440
-// clocks; output, 32 steps of 64 x 32 x 16, which read 3 KiB, 768; exp, reductions and four barriers some 600; merging
-// 2 instructions for each of 32 x 512 sums, 256 issue slots of a scheduler, half of it beside products. Some 2900 clocks
-// in all for 32 heads.
+// Calculated for topk 2048 on an H200 at 1.755 GHz, not measured. A tile of 64 keys of a cache of bytes, on one SM: 41
+// KiB at 24 bytes per clock 1750 clocks; widening 5 instructions for 2 dims, 600 clocks of all four schedulers; these run
+// beside the chain of: scores, 36 steps of 64 x 16 x 16 by each warpgroup, which read 2.5 KiB of shared memory each,
+// 1440 clocks; output, 32 steps of 64 x 32 x 16, which read 3 KiB, 768; exp, reductions and four barriers some 600;
+// merging, 2 instructions for each of 32 x 512 sums, 256 issue slots of a scheduler, half of it beside products. Some
+// 2900 clocks in all for 32 heads.
 //   128 tokens, 64 heads: 256 blocks of 32 heads, two rounds of 32 tiles: 186,000 clocks, 106 us. Floors: memory 44 us
-//   (128 x 1.4 MB at 4.3 TB/s), tensor cores 46 us. What is missing is a block of 64 heads, which reads each key once
-//   for twice the products (4 KiB of shared memory for twice the columns, some 3200 clocks a tile, 60 us): its running
-//   output, weights and products take some ten registers more than there are.
+//   (128 x 1.4 MB at 4.3 TB/s), tensor cores 46 us. What is missing is a block of 64 heads, which reads a tile once for
+//   twice the products, some 3200 clocks, 60 us in all: its running output, weights and products take some ten registers
+//   more than there are.
 //   1 token, 64 heads: 32 blocks of one tile, some 7000 clocks with the queries, 4 us; they write and the second kernel
 //   reads 4 MiB that stay in the L2 cache, 1 us each way; a second launch some 1 us.
 //   t tokens dealt out move 8 MiB t of partial results, which at 16 costs what the idle SMs would win.
@@ -64,7 +64,7 @@ struct DecodeStorage {
   alignas(16) f32 sums[2][4][T::kHalf];
   alignas(16) f32 older[T::kHeads], newer[T::kHeads];  // f and g; at the end older is what o is multiplied by
   Pipeline<T::kStages> ring;
-  ChosenKeys chosen;  // here for want of registers
+  ChosenKeys chosen;  // here, to save registers
   DecodeWork work;
 };
 
@@ -537,8 +537,8 @@ void launch_decode(const SparseMlaAttentionArgs& args, const Device& device, voi
       kOp, device, {.blocks = dim3(static_cast<unsigned>(tokens * heads)), .threads = kMergeThreads}, stream, args);
 }
 
-// Smaller blocks where heads are few, where blocks of 64 would leave half the SMs idle, and where scales and the running
-// output of 64 heads together need more registers than there are.
+// Smaller blocks where heads are few, where blocks of 64 would leave half the SMs idle, and where scales and the
+// running output of 64 heads together need more registers than there are.
 template <bool kBytes, bool kApart>
 void launch_for_heads(const SparseMlaAttentionArgs& args, const Device& device, void* stream) {
   const i64 heads = args.q.shape[1], blocks = args.q.shape[0] * ceil_div(heads, i64{64});
