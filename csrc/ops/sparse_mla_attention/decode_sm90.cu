@@ -19,15 +19,15 @@
 //                   scales, to be applied to p: the weights for one half of them go to shared memory, then the others
 //
 // Calculated for topk 2048 on an H200 at 1.755 GHz, not measured. A tile of 64 keys of a cache of bytes, on one SM: 41
-// KiB at 24 bytes per clock 1750 clocks; widening 5 instructions for 2 dims, 600 clocks of all four schedulers; these run
-// beside the chain of: scores, 36 steps of 64 x 16 x 16 by each warpgroup, which read 2.5 KiB of shared memory each,
+// KiB at 24 bytes per clock 1750 clocks; widening 5 instructions for 2 dims, 600 clocks of all four schedulers; these
+// run beside the chain of: scores, 36 steps of 64 x 16 x 16 by each warpgroup, which read 2.5 KiB of shared memory each,
 // 1440 clocks; output, 32 steps of 64 x 32 x 16, which read 3 KiB, 768; exp, reductions and four barriers some 600;
 // merging, 2 instructions for each of 32 x 512 sums, 256 issue slots of a scheduler, half of it beside products. Some
 // 2900 clocks in all for 32 heads.
 //   128 tokens, 64 heads: 256 blocks of 32 heads, two rounds of 32 tiles: 186,000 clocks, 106 us. Floors: memory 44 us
 //   (128 x 1.4 MB at 4.3 TB/s), tensor cores 46 us. What is missing is a block of 64 heads, which reads a tile once for
-//   twice the products, some 3200 clocks, 60 us in all: its running output, weights and products take some ten registers
-//   more than there are.
+//   twice the products, some 3200 clocks, 60 us in all: its running output, weights and products take some ten
+//   registers more than there are.
 //   1 token, 64 heads: 32 blocks of one tile, some 7000 clocks with the queries, 4 us; they write and the second kernel
 //   reads 4 MiB that stay in the L2 cache, 1 us each way; a second launch some 1 us.
 //   t tokens dealt out move 8 MiB t of partial results, which at 16 costs what the idle SMs would win.
