@@ -20,7 +20,7 @@
 //
 // Calculated for topk 2048 on an H200 at 1.755 GHz, not measured. A tile of 64 keys of a cache of bytes, on one SM: 41
 // KiB at 24 bytes per clock 1750 clocks; widening 5 instructions for 2 dims, 600 clocks of all four schedulers; these
-// run beside the chain of: scores, 36 steps of 64 x 16 x 16 by each warpgroup, which read 2.5 KiB of shared memory each,
+// run beside the chain of: scores, 36 steps of 64 x 16 x 16 by each warpgroup, which read 2.5 KiB of shared memory,
 // 1440 clocks; output, 32 steps of 64 x 32 x 16, which read 3 KiB, 768; exp, reductions and four barriers some 600;
 // merging, 2 instructions for each of 32 x 512 sums, 256 issue slots of a scheduler, half of it beside products. Some
 // 2900 clocks in all for 32 heads.
