@@ -11,6 +11,9 @@
 
 namespace glm5::sparse_mla {
 
+// Each object has its own kernel: no symbol of it may be shared.
+namespace {
+
 template <class L>
 struct DecodeKernel {
   using Lanes = L;
@@ -102,5 +105,7 @@ struct DecodeKernel {
     }
   }
 };
+
+}  // namespace
 
 }  // namespace glm5::sparse_mla
