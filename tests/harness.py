@@ -176,9 +176,7 @@ def check_same_bits_on_a_gpu_and_generic(op: str, case: Case, target: Target) ->
 
 def stem_of(op: str) -> str:
     """The module that an op stands in."""
-    modules = [
-        m for m in glm5_ops.workloads.MODULES if op in sys.modules[f"glm5_ops.workloads.{m}"].WORKLOADS
-    ]
+    modules = [m for m in glm5_ops.workloads.MODULES if op in sys.modules[f"glm5_ops.workloads.{m}"].WORKLOADS]
     return modules[0]
 
 

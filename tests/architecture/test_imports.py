@@ -25,7 +25,9 @@ RULES = [
     (r"python/glm5_ops/ops/\w+\.py", r"glm5_ops\.(reference|workloads|model|cli|bench)"),
     (r"python/glm5_ops/reference/\w+\.py", r"glm5_ops(?!\.reference)"),
     (r"python/glm5_ops/workloads/\w+\.py", r"glm5_ops\.(ops|reference|_native|model|cli|bench)"),
-    (r"python/glm5_ops/model/\w+\.py", r"glm5_ops\.(ops|_native|workloads|cli|bench)|glm5_ops import _native"),
+    (r"python/glm5_ops/model/\w+\.py",
+     r"glm5_ops\.(ops|_native|workloads|cli|bench|distributed)|glm5_ops import _native"),
+    (r"python/glm5_ops/distributed/\w+\.py", r"glm5_ops\.(ops|_native|workloads|cli|bench)|glm5_ops import _native"),
     (r"bench/.*\.py", r"^tests|glm5_ops\.(ops\.|cli)"),
     (r"tests/(?!cli/).*\.py", r"^bench|glm5_ops\.bench"),
 ]  # fmt: skip

@@ -144,7 +144,10 @@ def given():
         ({"rows": torch.zeros(6, 8)}, "rows must be bf16[rows, hidden]"),
         ({"rows": torch.zeros(8, 6).bfloat16().t()}, "with strides [1, 6]"),
         ({"slots": torch.zeros(3, 2)}, "slots must be i32[tokens, topk]"),
-        ({"weights": torch.zeros(3, 3)}, "weights must be f32[tokens, topk], row-major, where tokens is 3 and topk is 2"),
+        (
+            {"weights": torch.zeros(3, 3)},
+            "weights must be f32[tokens, topk], row-major, where tokens is 3 and topk is 2",
+        ),
         ({"weights": torch.zeros(3, 2).bfloat16()}, "weights must be f32[tokens, topk]"),
         ({"shared": torch.zeros(3, 9).bfloat16()}, "shared must be bf16[tokens, hidden]"),
     ],
