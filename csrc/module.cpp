@@ -17,6 +17,7 @@ void bind_indexer_topk(nb::module_&);
 void bind_mla_cache_append(nb::module_&);
 void bind_mla_cache_gather(nb::module_&);
 void bind_moe_combine(nb::module_&);
+void bind_moe_dispatch(nb::module_&);
 void bind_moe_route(nb::module_&);
 void bind_quantize_fp8(nb::module_&);
 void bind_sparse_mla_attention(nb::module_&);
@@ -65,6 +66,7 @@ NB_MODULE(_native, m) {
   bind_mla_cache_append(m);
   bind_mla_cache_gather(m);
   bind_moe_combine(m);
+  bind_moe_dispatch(m);
   bind_moe_route(m);
   bind_quantize_fp8(m);
   bind_sparse_mla_attention(m);

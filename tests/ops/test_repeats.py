@@ -1,4 +1,4 @@
-"""A thousand runs of every op of the indexer: one set of bits."""
+"""A thousand runs of every op that sorts, chooses or adds by index: one set of bits."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from glm5_ops.workloads import Case
 from tests import harness
 from tests.harness import WORKLOADS
 
-OPS = [op for op in WORKLOADS if op.startswith("indexer") or op == "topk_select"]
+OPS = [op for op in WORKLOADS if op.startswith(("indexer", "moe", "swiglu", "topk_select"))]
 TARGETS = [t for t in harness.TARGETS if not t.interpreted and not t.emulated]  # the emulator has schedules instead
 
 

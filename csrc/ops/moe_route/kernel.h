@@ -16,7 +16,7 @@ static_assert(kMostExperts % kPiece == 0 && kRouteChains == kPiece);
 struct Row {
   alignas(64) f32 scores[kMostExperts];
   alignas(64) i32 keys[kMostExperts];
-  i32 tops[kMostExperts / kPiece];
+  i64 tops[kMostExperts / kPiece];  // of each piece (see top_of)
 };
 
 template <class Lanes>
@@ -58,7 +58,6 @@ GLM5_INLINE i32 largest_of(const i32* keys, i64 count) {
   for (i64 i = 0; i < count; ++i) largest = keys[i] > largest ? keys[i] : largest;
   return largest;
 }
-GLM5_INLINE i32 largest_of_piece(const i32* keys) { return largest_of(keys, kPiece); }
 
 GLM5_INLINE i32 first_of_piece(const i32* keys, i32 wanted) {
   i32 first = kPiece;
@@ -67,6 +66,14 @@ GLM5_INLINE i32 first_of_piece(const i32* keys, i32 wanted) {
     first = place < first ? place : first;
   }
   return first;
+}
+
+// The largest key of a piece and, below it, what is greater for smaller ids: of two such numbers the greater one is the
+// better choice.
+GLM5_INLINE i64 top_of(const i32* keys, i64 piece) {
+  const i32 key = largest_of(keys + piece * kPiece, kPiece);
+  const i64 expert = piece * kPiece + first_of_piece(keys + piece * kPiece, key);
+  return i64{key} * (i64{1} << 32) + (kMostExperts - expert);
 }
 
 GLM5_INLINE i64 first_of(const i32* keys, i32 wanted) {
@@ -108,15 +115,14 @@ GLM5_INLINE void choose(const MoeRouteArgs& args, Row& row, i64 token) {
     for (i64 e = 0; e < experts; ++e) row.keys[e] = key_of(row.scores[e]);
   for (i64 e = experts; e < pieces * kPiece; ++e) row.keys[e] = kNoKey;
   if (args.topk_group < args.n_group) drop_groups(args, row.keys);
-  for (i64 p = 0; p < pieces; ++p) row.tops[p] = largest_of_piece(row.keys + p * kPiece);
+  for (i64 p = 0; p < pieces; ++p) row.tops[p] = top_of(row.keys, p);
   for (i64 k = 0; k < args.experts.shape[1]; ++k) {
-    const i32 best = largest_of(row.tops, pieces);
-    const i64 piece = first_of(row.tops, best);
-    i32* keys = row.keys + piece * kPiece;
-    const i64 place = first_of_piece(keys, best);
-    *args.experts.at(token, k) = static_cast<i32>(piece * kPiece + place);
-    keys[place] = kNoKey;
-    row.tops[piece] = largest_of_piece(keys);
+    i64 best = row.tops[0];
+    for (i64 p = 1; p < pieces; ++p) best = larger(best, row.tops[p]);
+    const i32 expert = kMostExperts - static_cast<i32>(best & 0xffffffff);
+    *args.experts.at(token, k) = expert;
+    row.keys[expert] = kNoKey;
+    row.tops[expert / kPiece] = top_of(row.keys, expert / kPiece);
   }
 }
 

@@ -10,6 +10,7 @@ from glm5_ops.ops.indexer_topk import indexer_topk, indexer_topk_paged
 from glm5_ops.ops.mla_cache_append import mla_cache_append
 from glm5_ops.ops.mla_cache_gather import mla_cache_gather
 from glm5_ops.ops.moe_combine import moe_combine, moe_combine_bwd
+from glm5_ops.ops.moe_dispatch import moe_dispatch, moe_sort
 from glm5_ops.ops.moe_route import moe_route, moe_route_bwd
 from glm5_ops.ops.quantize_fp8 import quantize_fp8
 from glm5_ops.ops.sparse_mla_attention import sparse_mla_attention, sparse_mla_attention_bwd, sparse_mla_decode
@@ -34,8 +35,10 @@ __all__ = [
     "mla_cache_gather",
     "moe_combine",
     "moe_combine_bwd",
+    "moe_dispatch",
     "moe_route",
     "moe_route_bwd",
+    "moe_sort",
     "quantize_fp8",
     "sparse_mla_attention",
     "sparse_mla_attention_bwd",

@@ -18,6 +18,7 @@ MODULES = (
     "mla_cache_append",
     "mla_cache_gather",
     "moe_combine",
+    "moe_dispatch",
     "moe_route",
     "quantize_fp8",
     "sparse_mla_attention",

@@ -1,0 +1,10 @@
+#include "cpu/vector_avx2.h"
+#include "ops/moe_dispatch/kernel.h"
+
+namespace glm5::avx2 {
+
+void moe_dispatch(const MoeDispatchArgs& args, i64 begin, i64 end, i64) {
+  glm5::moe_dispatch::run<glm5::moe_dispatch::StreamingCopy<Vector>>(args, begin, end);
+}
+
+}  // namespace glm5::avx2
