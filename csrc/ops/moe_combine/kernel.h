@@ -12,44 +12,54 @@ namespace glm5::moe_combine {
 
 namespace {
 
-constexpr i64 kSums = 4;  // vectors of sums that a token's rows are added to at a time
+constexpr i64 kSums = 8;      // vectors of sums that a token's rows are added to at a time
+constexpr i64 kAhead = 128;  // columns that a row is asked for in advance
 
-// Columns [begin, begin + count) of a token, at most kSums vectors.
 template <class Machine>
+constexpr i64 kColumns = kSums * Machine::Lanes::kCount;
+
+// `count` columns of a token from `begin` on; with kIsWhole as many as there are sums.
+template <class Machine, bool kIsWhole>
 GLM5_INLINE void combine_columns(const MoeCombineArgs& args, i64 token, i64 begin, i64 count) {
   using Lanes = typename Machine::Lanes;
   typename Lanes::F32 sums[kSums];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (i64 v = 0; v < kSums; ++v) sums[v] = Lanes::zero();
+  const auto load = [&](const bf16* from, i64 c) [[gnu::always_inline]] {
+    return kIsWhole ? Machine::Vector::load_f32(from + c) : cpu::load_ragged<Machine>(from + c, count - c);
+  };
   for (i64 k = 0; k < args.inputs.topk(); ++k) {
     const i64 row = args.inputs.row_of(token, k);
     if (row < 0) continue;
     const auto weight = Lanes::constant(args.inputs.weight_of(token, k));
     const bf16* from = args.inputs.rows.at(row, begin);
-#pragma GCC unroll 4
+    for (i64 c = 0; c < kColumns<Machine>; c += 32) __builtin_prefetch(from + kAhead + c);
+#pragma GCC unroll 8
     for (i64 v = 0; v < kSums; ++v) {
       const i64 c = v * Lanes::kCount;
-      if (c < count) sums[v] = Lanes::fma(weight, cpu::load_ragged<Machine>(from + c, count - c), sums[v]);
+      if (kIsWhole || c < count) sums[v] = Lanes::fma(weight, load(from, c), sums[v]);
     }
   }
-#pragma GCC unroll 4
+  const bf16* shared = args.shared.exists() ? args.shared.at(token, begin) : nullptr;
+  bf16* out = args.out.at(token, begin);
+#pragma GCC unroll 8
   for (i64 v = 0; v < kSums; ++v) {
     const i64 c = v * Lanes::kCount;
-    if (c >= count) break;
-    if (args.shared.exists())
-      sums[v] = sums[v] + cpu::load_ragged<Machine>(args.shared.at(token, begin + c), count - c);
-    cpu::store_ragged<Machine>(args.out.at(token, begin + c), sums[v], count - c);
+    if (!kIsWhole && c >= count) break;
+    if (shared != nullptr) sums[v] = sums[v] + load(shared, c);
+    cpu::store_ragged<Machine>(out + c, sums[v], kIsWhole ? kColumns<Machine> : count - c);
   }
 }
 
 template <class Machine>
 void run(const MoeCombineArgs& args, i64 begin, i64 end) {
   const cpu::FloatState before = cpu::use_default_floats();
-  constexpr i64 kColumns = kSums * Machine::Lanes::kCount;
+  constexpr i64 kWhole = kColumns<Machine>;
   for (i64 item = begin; item < end; ++item) {
     const Strip strip = strip_of(args.inputs, item);
-    for (i64 c = strip.begin; c < strip.end; c += kColumns)
-      combine_columns<Machine>(args, strip.row, c, smaller(kColumns, strip.end - c));
+    i64 c = strip.begin;
+    for (; c + kWhole <= strip.end; c += kWhole) combine_columns<Machine, true>(args, strip.row, c, kWhole);
+    if (c < strip.end) combine_columns<Machine, false>(args, strip.row, c, strip.end - c);
   }
   cpu::restore_floats(before);
 }
