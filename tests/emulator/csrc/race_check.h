@@ -41,6 +41,7 @@ struct Accessor {
   u32 lanes = 0;                    // none: the agent as such
   const WarpOrder* order = nullptr; // where `lanes` are some: their warp
   u32 together = 0;                 // lanes that write the same bytes by the same instruction
+  bool is_joint = false;            // a read that is over before any of `lanes` goes on
   bool knows(const Epoch& work) const {
     if (work.clock <= view->of(work.agent)) return true;
     const bool is_own = order != nullptr && work.agent == order->agent() && work.agent == agent;
@@ -81,6 +82,7 @@ class RaceCheck {
   Conflict each_in_chunk(u32 index, u32 begin, u32 end, bool writes, F visit);
   Conflict read_cell(Cell& cell, const Accessor& who);
   Conflict write_cell(Cell& cell, const Accessor& who);
+  static bool supersedes(const Epoch& reader, const Epoch& older);
   void add_reader(Cell& cell, const Accessor& who);
   void inflate(Cell& cell, const Accessor& who);
   void drop_readers(Cell& cell);
