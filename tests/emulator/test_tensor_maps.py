@@ -238,8 +238,8 @@ def test_an_ordinary_read_is_not_over_for_other_lanes_by_the_copy():
 
 
 def test_another_warp_that_changes_a_copied_map_must_be_ordered():
-    begin = COPY.replace("bar.warp.sync 0xffffffff", "bar.sync 0").replace("shl.b32 %r5, %r1, 2", "and.b32 %r5, %r1, 31;\n"
-                                                                           "shl.b32 %r5, %r5, 2")  # fmt: skip
+    begin = COPY.replace("bar.warp.sync 0xffffffff", "bar.sync 0")
+    begin = begin.replace("shl.b32 %r5, %r1, 2", "and.b32 %r5, %r1, 31;\nshl.b32 %r5, %r5, 2")
     begin = begin.replace("st.shared.b32", "setp.lt.u32 %p6, %r1, 32;\n@%p6 st.shared.b32")
     first = "setp.ge.u32 %p7, %r1, 32;\n@%p7 bra copied;\n{}copied:\n"
     change = CHANGE_BY_7.replace("%r1, 7", "%r1, 40").format(1)

@@ -9,7 +9,8 @@
 
 namespace glm5::emulator {
 
-// A piece of work: what an agent, or some of its lanes, did while its clock showed this. No lanes: of the agent as such.
+// A piece of work: what an agent, or some of its lanes, did while its clock showed this. No lanes: of the agent as
+// such.
 struct Epoch {
   Epoch() = default;
   Epoch(u16 its_agent, u32 its_clock, u32 its_lanes = 0, bool is_joint_work = false)

@@ -36,12 +36,12 @@ struct Conflict {
 struct Accessor {
   u16 agent;
   u32 clock;
-  const Clocks* view;               // what is known, but for an own lane's work
-  int proxy_reader = -1;            // async-proxy reads: the warp whose fences also count; -1: the generic proxy
-  u32 lanes = 0;                    // none: the agent as such
-  const WarpOrder* order = nullptr; // where `lanes` are some: their warp
-  u32 together = 0;                 // lanes that write the same bytes by the same instruction
-  bool is_joint = false;            // a read that is over before any of `lanes` goes on
+  const Clocks* view;                // what is known, but for an own lane's work
+  int proxy_reader = -1;             // async-proxy reads: the warp whose fences also count; -1: the generic proxy
+  u32 lanes = 0;                     // none: the agent as such
+  const WarpOrder* order = nullptr;  // where `lanes` are some: their warp
+  u32 together = 0;                  // lanes that write the same bytes by the same instruction
+  bool is_joint = false;             // a read that is over before any of `lanes` goes on
   bool knows(const Epoch& work) const {
     if (work.clock <= view->of(work.agent)) return true;
     const bool is_own = order != nullptr && work.agent == order->agent() && work.agent == agent;
