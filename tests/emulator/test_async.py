@@ -540,6 +540,6 @@ def test_each_warp_of_a_wgmma_must_know_of_all_rows_of_a(schedule):
         return lambda body: body.replace("bar.sync 0;\n", f"bar.sync 0;\n{own}{between}")
 
     _wgmma("bf16", 16, edit=edit("bar.sync 0;\n"))
-    with pytest.raises(Fault, match="wgmma reads A|which a wgmma of warpgroup 0 reads") as fault:
+    with pytest.raises(Fault, match=r"wgmma reads A|which a wgmma of warpgroup 0 reads") as fault:
         _wgmma("bf16", 16, edit=edit("bar.warp.sync -1;\n"))
     assert fault.value.check == "race"
