@@ -7,7 +7,6 @@
 #pragma once
 
 #include <array>
-#include <deque>
 #include <string>
 #include <vector>
 
@@ -97,9 +96,9 @@ class RaceCheck {
   u32 chunks_per_block_;
   std::vector<Cell> cells_;  // of 16 bytes
   std::vector<u32> splits_;  // index + 1 of the words
-  std::deque<Words> words_;
-  std::deque<std::array<Cell, 4>> bytes_;
-  std::deque<std::vector<Epoch>> lists_;  // 1-based by Cell::more_readers
+  std::vector<Words> words_;
+  std::vector<std::array<Cell, 4>> bytes_;
+  std::vector<std::vector<Epoch>> lists_;  // 1-based by Cell::more_readers
   std::vector<u32> free_lists_, free_words_, free_bytes_;
   std::vector<std::vector<ProxyFence>> fences_;  // by warp, ascending
   std::vector<Clocks> fence_views_;              // by warp: at its last fence
