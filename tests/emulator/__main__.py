@@ -1,7 +1,8 @@
 """python -m tests.emulator [op ...]: every op's edge cases on the emulated device, judged as in the tests.
 
 A line per case, with what it moved and computed beside what it cannot avoid; with --counters a table per launch.
-Counts, never times. With --trace or --break, what one warp does: docs/emulator.md.
+Counts, never times (but for --speed, the emulator's own). With --trace or --break, what one warp does:
+docs/emulator.md.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--counters", action="store_true", help="print a table of counts for each launch")
     parser.add_argument("--bench", action="store_true", help="large cases; print a table of counts beside the floors")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument("--speed", action="store_true", help="how much the emulator executes in a second of one core")
     looking = parser.add_argument_group("one warp at work", "WARP is KERNEL:BLOCK:WARP: part of a kernel's name, the "
                                         "block's number or x,y,z, and the warp in the block")  # fmt: skip
     how = looking.add_mutually_exclusive_group()
@@ -159,6 +161,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     if reason := emulator.available():
         return _refuse(chosen, f"the emulator is not available: {reason}")
+    if chosen.speed:
+        from tests.emulator.speed import report
+
+        report(Output(as_json=False))
+        return 0
     torch.manual_seed(0)
     workloads, output, records = all_workloads(), Output(chosen.json), []
     if problem := _misuse(chosen, workloads):

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 
-from tests.emulator.doors import Array, Bytes, Lab, Tensor2, e4m3_values
+from tests.emulator.doors import Array, Bytes, Lab, Tensor2, bf16_bits, bf16_values, e4m3_values
 
 _I64 = ctypes.c_int64
 HEADS, DIM, PAGE = 32, 128, 64
@@ -47,6 +47,21 @@ class IndexerTopkArgs(ctypes.Structure):
         ("indices", Tensor2),
         ("margins", Tensor1),
         ("fingerprints", Tensor1),
+        ("workspace", Bytes),
+    ]
+
+
+class Tensor3(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("shape", _I64 * 3), ("stride", _I64 * 3)]
+
+
+class IndexerLogitsBwdArgs(ctypes.Structure):
+    _fields_ = [
+        ("operands", IndexerOperands),
+        ("d_out", Tensor2),
+        ("d_q", Tensor3),
+        ("d_k", Tensor2),
+        ("d_weights", Tensor2),
         ("workspace", Bytes),
     ]
 
@@ -127,3 +142,42 @@ class IndexerLab(Lab):
         for array in (*arrays, indices, workspace):
             array.free()
         return outcome, right, 0
+
+    def indexer_logits_bwd(self, _, tokens, keys, sms=132, seed=0, schedule="fair"):
+        random = np.random.default_rng(2)
+        q, k = (bf16_bits(random.standard_normal(shape)) for shape in ((tokens, HEADS, DIM), (keys, DIM)))
+        weights = random.standard_normal((tokens, HEADS)).astype(np.float32)
+        windows = np.sort(random.integers(0, keys + 1, (tokens, 2)), axis=1).astype(np.int32)
+        windows[::2] = [0, keys]
+        g = random.standard_normal((tokens, keys)).astype(np.float32)
+        given = {"q": q, "weights": weights, "windows": windows, "k": k, "d_out": g}
+        arrays = {name: Array(values, name) for name, values in given.items()}
+        made = {"d_q": np.uint16, "d_k": np.uint16, "d_weights": np.float32}
+        shapes = {"d_q": q.shape, "d_k": k.shape, "d_weights": weights.shape}
+        made = {name: Array(np.full(shapes[name], 7, dtype), name, written=False) for name, dtype in made.items()}
+        args = IndexerLogitsBwdArgs(d_out=_matrix(arrays["d_out"]), d_k=_matrix(made["d_k"]))
+        args.d_weights = _matrix(made["d_weights"])
+        args.d_q = Tensor3(made["d_q"].address, q.shape, (HEADS * DIM, DIM, 1))
+        operands = args.operands
+        operands.q = Indexer3(arrays["q"].address, False, q.shape, (HEADS * DIM, DIM, 1))
+        operands.k = Indexer2(arrays["k"].address, False, k.shape, (DIM, 1))
+        operands.weights, operands.windows = _matrix(arrays["weights"]), _matrix(arrays["windows"])
+        outcome = self._call(args, 0, sms, schedule, seed, made["d_weights"])
+        if outcome.out is not None:
+            outcome.out = np.concatenate(
+                [bf16_values(made[n].values).ravel() for n in ("d_q", "d_k")] + [outcome.out.ravel()]
+            )
+        x, y = bf16_values(q).astype(np.float64), bf16_values(k).astype(np.float64)
+        products = np.einsum("thd,sd->ths", x, y)
+        at = np.arange(keys)
+        g = np.where((at >= windows[:, :1]) & (at < windows[:, 1:]), g, 0)[:, None]
+        a = np.where(products > 0, g * weights[:, :, None], 0)
+
+        def gradients(a, x, y, g):
+            d_q, d_k = np.einsum("ths,sd->thd", a, y), np.einsum("ths,thd->sd", a, x)
+            return np.concatenate([d.ravel() for d in (d_q, d_k, (np.maximum(products, 0) * g).sum(2))])
+
+        exact, bound = gradients(a, x, y, g), gradients(abs(a), abs(x), abs(y), abs(g))
+        for array in (*arrays.values(), *made.values()):
+            array.free()
+        return outcome, exact, 2.0**-7 * bound + 1e-4

@@ -16,6 +16,7 @@ SCORES = "cuda/indexer_scores.cuh"
 LOGITS = "ops/indexer_logits/kernel_sm90.cuh"
 TOPK = "ops/indexer_topk/kernel_sm90.cuh"
 CANDIDATES = "cuda/topk_candidates.cuh"
+LOGITS_BACKWARD = "ops/indexer_logits/bwd_sm90.cu"
 MLA = "cuda/sparse_mla.cuh"
 MLA_FORWARD = "ops/sparse_mla_attention/sm90.cu"
 MLA_DECODE = "ops/sparse_mla_attention/decode_sm90.cu"
@@ -50,6 +51,8 @@ BY_HAND = {"m": 70, "n": 90, "k": 515, "sms": 1, "pad": 1}
 DENSE_KEYS = {"tokens": 21, "keys": 64 * 15 + 5, "sms": 2}
 PAGED_KEYS = {"tokens": 11, "keys": 64 * 15, "sms": 2, "paged": True}
 BEST_KEYS = {"tokens": 11, "keys": 64 * 9 + 5, "topk": 40, "sms": 2}
+# More tiles of keys and more tokens than stages (2).
+GIVEN_SCORES = {"tokens": 7, "keys": 64 * 3 + 5}
 # More tiles than stages (2), absent keys among the others, heads that do not fill their tile.
 CHOSEN_KEYS = {"tokens": 2, "heads": 12, "keys": 90, "topk": 64 * 4 + 10}
 # The same with more tokens than have their tiles dealt out, and with so few.
@@ -71,6 +74,10 @@ def _logits(name, checks, *edits, variant=5, problem=DENSE_KEYS, **more):
 
 def _topk(name, checks, *edits, variant=1, problem=BEST_KEYS, **more):
     return Planted(name, "indexer_topk", variant, edits, frozenset(checks.split()), problem, **more)
+
+
+def _logits_bwd(name, checks, *edits, **more):
+    return Planted(name, "indexer_logits_bwd", 0, edits, frozenset(checks.split()), GIVEN_SCORES, **more)
 
 
 def _attention(name, checks, *edits, **more):
@@ -384,6 +391,31 @@ FAULTS = [
         "no minus infinity after the last tile",
         "values",
         (LOGITS, "        fill(place(run.last_tile), place(item.last_tile));\n", ""),
+    ),
+    # ---- and their gradient
+    _logits_bwd(
+        "gated weights are multiplied by keys before all are written",
+        "race uninitialised",
+        (LOGITS_BACKWARD, "      __syncthreads();\n      add_to_d_q", "      add_to_d_q"),
+    ),
+    _logits_bwd(
+        "gated weights are multiplied by queries before other warps' rows are written",
+        "race uninitialised",
+        (LOGITS_BACKWARD, "    __syncthreads();\n    add_to_d_k", "    add_to_d_k"),
+    ),
+    _logits_bwd(
+        "queries that others copied are not waited for",
+        "race uninitialised",
+        (LOGITS_BACKWARD, "    __syncthreads();\n    f32 products", "    f32 products"),
+    ),
+    _logits_bwd(
+        "the next queries overtake the products",
+        "race operands",
+        (
+            LOGITS_BACKWARD,
+            "load_queries<C, bf16>(operands, token, smem.queries[stage ^ 1]);",
+            "load_queries<C, bf16>(operands, token, smem.queries[stage]);",
+        ),
     ),
     # ---- selection
     _topk(

@@ -526,3 +526,20 @@ def test_wgmma_faults(change, check):
     with pytest.raises(Fault) as fault:
         _wgmma("bf16", 16, edit=edit)
     assert fault.value.check in check.split(), str(fault.value)
+
+
+def test_each_warp_of_a_wgmma_must_know_of_all_rows_of_a(schedule):
+    """Each warp writes the rows of A that its own sums depend on: the instruction is the warpgroup's nevertheless."""
+    own = (
+        "shr.u32 %r61, %r1, 5;\nshl.b32 %r61, %r61, 8;\nand.b32 %r62, %r1, 31;\nshl.b32 %r62, %r62, 2;\n"
+        "add.u32 %r61, %r61, %r62;\nadd.u32 %r61, %r61, %r2;\nld.shared.b32 %r62, [%r61];\n"
+        "st.shared.b32 [%r61], %r62;\nfence.proxy.async.shared::cta;\n"
+    )
+
+    def edit(between):
+        return lambda body: body.replace("bar.sync 0;\n", f"bar.sync 0;\n{own}{between}")
+
+    _wgmma("bf16", 16, edit=edit("bar.sync 0;\n"))
+    with pytest.raises(Fault, match=r"wgmma reads A|which a wgmma of warpgroup 0 reads") as fault:
+        _wgmma("bf16", 16, edit=edit("bar.warp.sync -1;\n"))
+    assert fault.value.check == "race"

@@ -176,3 +176,20 @@ def test_stmatrix_is_written_by_the_lanes_whose_registers_it_takes(schedule):  #
     assert (run(body.format("bar.warp.sync -1;\n"), np.zeros(32, np.uint32)) == np.arange(32) % 8 * 4).all()
     with pytest.raises(Fault, match="__syncwarp"):
         run(body.format(""), np.zeros(32, np.uint32))
+
+
+def test_copies_that_halves_of_a_warp_started_apart_need_one_fence(schedule):  # noqa: F811
+    """cp.async by lanes 0 to 15 and by the others, each waited for; all fence; a bulk store by warp 1 takes them."""
+    copy = "cp.async.cg.shared.global [%r6], [%rd4], 16;\ncp.async.commit_group;\n{}"
+    body = SHARED + COPY_16 + "setp.ge.u32 %p6, %r1, 32;\n@%p6 bra copied;\nsetp.lt.u32 %p3, %r1, 16;\n"
+    body += "@%p3 bra low;\n" + copy + "bra copied;\nlow:\n" + copy + "copied:\n{}bar.sync 0;\n"
+    body += "setp.ne.u32 %p1, %r1, 32;\n" + STORE.replace("128;", "512;").replace("{read}", "")
+    source = np.arange(128, dtype=np.uint32)
+    more = {"arguments": [array_on_device(source)], "parameters": ("u64 src",), "threads": 64}
+    wait, fence = "cp.async.wait_group 0;\n", "fence.proxy.async.shared::cta;\n"
+    assert (run(body.format(wait, wait, fence), np.zeros(128, np.uint32), **more) == source).all()
+    with pytest.raises(Fault, match=r"without a fence\.proxy\.async"):
+        run(body.format(wait, wait, ""), np.zeros(128, np.uint32), **more)
+    with pytest.raises(Fault) as fault:
+        run(body.format(wait, "", fence), np.zeros(128, np.uint32), **more)
+    assert fault.value.check in ("race", "proxy", "uninitialised")

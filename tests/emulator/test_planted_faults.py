@@ -19,6 +19,7 @@ CLEAN = {
     "bf16 by hand": ("gemm", planted.BF16_ROWS, planted.BY_HAND),
     "scores of dense keys": ("indexer_logits", 5, planted.DENSE_KEYS),
     "scores of paged keys": ("indexer_logits", 5, planted.PAGED_KEYS),
+    "their gradient": ("indexer_logits_bwd", 0, planted.GIVEN_SCORES),
     "the best keys": ("indexer_topk", 1, planted.BEST_KEYS),
     "the best keys, split": ("indexer_topk", 3, planted.BEST_KEYS),
     "attention to chosen keys": ("sparse_mla_attention", 0, planted.CHOSEN_KEYS),

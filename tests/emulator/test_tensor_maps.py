@@ -209,3 +209,46 @@ def test_a_map_may_not_change_under_a_store():
     assert not tensors.other.tensor.numpy().view(np.uint16).reshape(5, 32)[:, :16].any()
     check, sentence = caught(begin + store.format("") + PUBLISH)
     assert check == "tensor map" and "under way" in sentence
+
+
+# The lanes of a warp: lane 7 changes the map that the warp copies.
+CHANGE_BY_7 = (
+    "setp.ne.u32 %p7, %r1, 7;\n@%p7 bra changed{0};\n"
+    + IN_SHARED.format("global_address", 64, "%rd6")
+    + "changed{0}:\n"
+)
+
+
+def test_a_copy_has_read_the_map_before_any_lane_goes_on():
+    """The next change needs no __syncwarp() after the copy, by whichever lane; the copy after it does."""
+    meet = "bar.warp.sync 0xffffffff;\n"
+    tensors = Tensors()
+    body = COPY + REPLACE + PUBLISH + CHANGE_BY_7.format(0) + meet + PUBLISH + ACQUIRE + USE
+    np.testing.assert_array_equal(tensors.run(body), tensors.expected())
+    check, sentence = caught(COPY + REPLACE + PUBLISH + CHANGE_BY_7.format(0) + PUBLISH)
+    assert check == "race" and "which lane 7 of warp 0 wrote" in sentence and "__syncwarp" in sentence
+
+
+def test_an_ordinary_read_is_not_over_for_other_lanes_by_the_copy():
+    read = "ld.shared.u32 %r9, [%r4];\n"
+    check, sentence = caught(COPY + REPLACE + read + PUBLISH + CHANGE_BY_7.format(0))
+    assert check == "race" and "reads" in sentence and "__syncwarp" in sentence
+    check, sentence = caught(COPY + REPLACE + PUBLISH + read + CHANGE_BY_7.format(0))
+    assert check == "race" and "reads" in sentence
+
+
+def test_another_warp_that_changes_a_copied_map_must_be_ordered():
+    begin = COPY.replace("bar.warp.sync 0xffffffff", "bar.sync 0")
+    begin = begin.replace("shl.b32 %r5, %r1, 2", "and.b32 %r5, %r1, 31;\nshl.b32 %r5, %r5, 2")
+    begin = begin.replace("st.shared.b32", "setp.lt.u32 %p6, %r1, 32;\n@%p6 st.shared.b32")
+    first = "setp.ge.u32 %p7, %r1, 32;\n@%p7 bra copied;\n{}copied:\n"
+    change = CHANGE_BY_7.replace("%r1, 7", "%r1, 40").format(1)
+    Tensors().run(begin + first.format(PUBLISH) + "bar.sync 0;\n" + change, threads=64)
+    check, sentence = caught(begin + first.format(PUBLISH) + change, threads=64)
+    assert check == "race" and ("reads" in sentence or "copies" in sentence)
+    # One lane of the copying warp tells the other warp: that is enough.
+    flag = "setp.eq.u32 %p6, %r1, 3;\n@%p6 atom.shared.add.u32 %r9, [%r2+2048], 1;\n"
+    spin = ("setp.lt.u32 %p7, %r1, 32;\n@%p7 bra told;\nspin:\natom.shared.add.u32 %r9, [%r2+2048], 0;\n"
+            "setp.eq.u32 %p6, %r9, 0;\n@%p6 bra spin;\ntold:\n")  # fmt: skip
+    clear = "setp.eq.u32 %p6, %r1, 0;\n@%p6 st.shared.u32 [%r2+2048], 0;\nbar.sync 0;\n"
+    Tensors().run(begin + clear + first.format(PUBLISH + flag) + spin + change, threads=64)

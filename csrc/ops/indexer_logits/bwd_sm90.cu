@@ -112,7 +112,8 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_bwd_queries_kernel
       __syncthreads();
       add_to_d_q<C>(d_q, smem.a, smem.keys[stage]);
     }
-    __syncthreads();  // all have read the tile and a, which the next turn overwrites
+    // The next turn overwrites what wgmma alone has read here. Each warp has waited for it, and it is the warpgroup's:
+    // no wait returns before the products of all four warps are done.
   }
   ptx::cp_async_wait_group<0>();
   if constexpr (!C::kE4m3) store_d_q<C>(args.d_q, token, d_q, me);
@@ -221,7 +222,7 @@ __global__ __launch_bounds__(C::kThreads) void indexer_logits_bwd_keys_kernel(
     ptx::fence_proxy_async_shared();  // a, for wgmma
     __syncthreads();
     add_to_d_k<C>(d_k, smem.a, smem.queries[stage], here.counts);
-    __syncthreads();  // all have read the queries and a, which the next turn overwrites
+    // The next turn may overwrite the queries and a: only wgmma has read them, and it is waited for, as above.
   }
 #pragma unroll
   for (int i = 0; i < 64; ++i) {

@@ -110,7 +110,8 @@ void check_bytes(Warp& warp, int lane, Access access, u64 host, u64 bytes) {
     return check_shadow(warp, lane, access, host, bytes, "shared memory");
   }
   if (memory.is_local(host)) return check_local(warp, lane, access, host, bytes);
-  Extent* extent = memory.find(host);
+  Extent* extent = warp.recent;  // mostly the one of the access before
+  if (extent == nullptr || host < extent->begin || host >= extent->end) extent = memory.find(host);
   if (extent == nullptr || !extent->is_live || host + bytes > extent->end)
     outside_global(warp, lane, access, host, bytes, extent);
   if (extent->is_constant && access != Access::read)

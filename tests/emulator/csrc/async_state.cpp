@@ -84,7 +84,7 @@ void start_cluster(Cluster& cluster) {
   const u32 blocks = static_cast<u32>(cluster.ctas.size());
   const u32 warps = static_cast<u32>(cluster.ctas[0]->warps.size()), groups = (warps + 3) / 4;
   AgentNumbers agents{.warps = blocks * warps, .warpgroups = blocks * groups};
-  cluster.async = std::make_shared<AsyncClusterState>(agents, blocks);
+  cluster.async = std::make_shared<AsyncClusterState>(agents, blocks, cluster.ctas[0]->shared_end);
   u32 number = 0;
   for (auto& cta : cluster.ctas) {
     cta->async = std::make_shared<AsyncCtaState>();

@@ -77,7 +77,7 @@ struct AcquiredMap {
 };
 
 struct AsyncClusterState {
-  AsyncClusterState(AgentNumbers agents, u32 blocks) : races(agents, blocks, kFirstShared + kSharedPerBlock) {}
+  AsyncClusterState(AgentNumbers agents, u32 blocks, u32 bytes_per_block) : races(agents, blocks, bytes_per_block) {}
   RaceCheck races;
   std::vector<PendingCopy> pending;
   u64 sequence = 0;

@@ -58,8 +58,11 @@ void Clocks::join(const Clocks& other) {
 }
 
 bool Clocks::covers(const Clocks& other) const {
-  for (size_t i = 0; i < other.all_.size(); ++i)
-    if (other.all_[i] > of(static_cast<u16>(i))) return false;
+  const size_t both = std::min(all_.size(), other.all_.size());
+  u32 ahead = 0;  // without branches: the usual answer is yes
+  for (size_t i = 0; i < both; ++i) ahead |= static_cast<u32>(other.all_[i] > all_[i]);
+  for (size_t i = both; i < other.all_.size(); ++i) ahead |= other.all_[i];
+  if (ahead) return false;
   for (const Lanes& lanes : other.some_)
     for (int lane = 0; lane < kLanes; ++lane)
       if (lanes.clocks[static_cast<size_t>(lane)] > of(lanes.agent, lane)) return false;

@@ -9,9 +9,14 @@
 
 namespace glm5::emulator {
 
-// A piece of work: what an agent, or some of its lanes, did while its clock showed this. No lanes: of the agent as such.
+// A piece of work: what an agent, or some of its lanes, did while its clock showed this. No lanes: of the agent as
+// such.
 struct Epoch {
+  Epoch() = default;
+  Epoch(u16 its_agent, u32 its_clock, u32 its_lanes = 0, bool is_joint_work = false)
+      : agent(its_agent), is_joint(is_joint_work), clock(its_clock), lanes(its_lanes) {}
   u16 agent = 0;
+  bool is_joint = false;  // done by the lanes as one, before any of them goes on: who knows of one lane knows of it
   u32 clock = 0;
   u32 lanes = 0;
   bool operator==(const Epoch&) const = default;

@@ -110,11 +110,14 @@ Step run_fence(Warp& warp, const Instruction& in, u32 mask) {
   }
   if (!(in.detail & kProxy)) return Step::next;
   WarpOrder& order = mine.order;
-  ProxyFence fence{.lanes = mask | ~warp.live, .own = order.clock(), .copies = ~u32{0}};
+  const OwnCopies& copies = order.cp_async;
+  ProxyFence fence{.lanes = mask | ~warp.live, .own = order.clock(), .copies = copies.clock};
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const int lane = first_lane(rest);
-    const u32 known = order.view(lane).of(order.cp_async.agent);
-    fence.copies = std::min(fence.copies, std::max(order.cp_async.done[static_cast<size_t>(lane)], known));
+    const u32 known = order.view(lane).of(copies.agent);
+    const u32 done = std::max(copies.done[static_cast<size_t>(lane)], known);
+    // A lane that has waited for all its copies is not behind, though others have started some since.
+    if (copies.last[static_cast<size_t>(lane)] > done) fence.copies = std::min(fence.copies, done);
   }
   const Clocks& done = order.done_by(fence.lanes);
   fence.others = done.of(order.agent());

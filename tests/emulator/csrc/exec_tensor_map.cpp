@@ -143,7 +143,8 @@ void require_aligned(Warp& warp, int lane, u64 address) {
     fault(warp, lane, "alignment", "a tensor map must be aligned to 64 bytes, got ", Hex{address});
 }
 
-// The bytes in shared memory are touched as by an ordinary access of all of them, by lanes that act as one.
+// The bytes in shared memory are touched as by an ordinary access of all of them, by lanes that act as one. A copy by
+// the warp is over before any lane goes on: it is .sync, and the reading comes before the release that it ends with.
 u8* touch_shared(Warp& warp, int lane, u32 lanes, u64 host, Access access) {
   require_aligned(warp, lane, host);
   if (!is_shared_host(warp, host)) fault(warp, lane, "bounds", "the tensor map must be in shared memory");
@@ -152,9 +153,10 @@ u8* touch_shared(Warp& warp, int lane, u32 lanes, u64 host, Access access) {
   const u32 address = shared_address(warp, host);
   const bool writes = access == Access::write;
   async_of(warp).order.note_access(lanes);
-  const Accessor who = accessor_of(warp, lane, lanes);
-  check_conflict(warp, lane, writes ? races.write(address, kTensorMapBytes, who)
-                                    : races.read(address, kTensorMapBytes, who),
+  Accessor who = accessor_of(warp, lane, lanes);
+  who.is_joint = !writes;
+  check_conflict(warp, lane,
+                 writes ? races.write(address, kTensorMapBytes, who) : races.read(address, kTensorMapBytes, who),
                  writes ? "changes" : "copies");
   return reinterpret_cast<u8*>(host);
 }

@@ -47,8 +47,8 @@ void check_operand(Warp& warp, const char* name, const std::vector<u32>& address
   const AsyncWarpState& mine = async_of(warp);
   const u32 groups_per_block = static_cast<u32>(warp.cta->async->warpgroups.size());
   const u32 group = warp.cta->rank * groups_per_block + static_cast<u32>(warp.index) / 4;
-  const Accessor who = accessor_by(state.races.agents().of(AgentKind::wgmma, group), clock, done,
-                                   static_cast<int>(mine.number));
+  const Accessor who =
+      accessor_by(state.races.agents().of(AgentKind::wgmma, group), clock, done, static_cast<int>(mine.number));
   const u64 host = u64(block_shared(warp));
   for (size_t i = 0; i < addresses.size();) {
     u32 bytes = 16;
@@ -62,13 +62,20 @@ void check_operand(Warp& warp, const char* name, const std::vector<u32>& address
 }
 
 // A sibling has had the same chunks checked: this warp must know of their writers too.
-void check_writers(Warp& warp, const WgmmaInFlight& op, const Clocks& done) {
+void check_writers(Warp& warp, const char* name, const std::vector<Epoch>& writers, const Clocks& done) {
   const Accessor who = accessor_by(0, 0, done);
-  for (const Epoch& writer : op.b_writers) {
+  for (const Epoch& writer : writers) {
     if (who.knows(writer)) continue;
-    fault(warp, -1, "race", "wgmma reads B, which ", describe_work(cluster_of(warp), writer),
+    fault(warp, -1, "race", "wgmma reads ", name, ", which ", describe_work(cluster_of(warp), writer),
           " wrote, and nothing orders the two for this warp");
   }
+}
+
+void require_same(Warp& warp, const char* name, u64 hash, u64 first) {
+  if (hash == first) return;
+  fault(warp, -1, "operands", "operand ", name,
+        " of a wgmma changed while the instruction was under way: another warp "
+        "of the warpgroup has issued it with other contents");
 }
 
 u64 hash_sums(Warp& warp, const WgmmaForm& form) {
@@ -150,14 +157,23 @@ void rows_from_registers(Warp& warp, const WgmmaForm& form, u8* rows) {
   }
 }
 
+// The instruction is the warpgroup's: nothing says which warp reads which rows of A, so each must know of all writers.
 void gather_a(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 number, const Clocks& done, u8* rows) {
   if (form.a_in_registers) return rows_from_registers(warp, form, rows);
   thread_local Gathered a;
   const int me = warp.index % 4;
+  if (op.warps == 0) {
+    for (int i = 0; i < 4; ++i) {
+      gather(block_shared(warp), op.a, form.a_is_mn_major, 16 * i, 16, a);
+      check_operand(warp, "A", a.addresses, op.a, number, done);
+      op.a_hash[i] = a.hash;
+    }
+    op.a_writers = async_of(cluster_of(warp)).races.take_writers();
+  } else {
+    check_writers(warp, "A", op.a_writers, done);
+  }
   gather(block_shared(warp), op.a, form.a_is_mn_major, 16 * me, 16, a);
-  check_operand(warp, "A", a.addresses, op.a, number, done);
-  async_of(cluster_of(warp)).races.take_writers();
-  op.a_hash[me] = a.hash;
+  require_same(warp, "A", a.hash, op.a_hash[me]);
   rows_from_chunks(a.chunks.data(), form.a_is_mn_major, 16, rows);
 }
 
@@ -170,12 +186,8 @@ const f32* gather_b(Warp& warp, const WgmmaForm& form, WgmmaInFlight& op, u32 nu
     op.b_writers = state.races.take_writers();
     op.b_hash = b.hash;
   } else {
-    check_writers(warp, op, done);
-    if (b.hash != op.b_hash) {
-      fault(warp, -1, "operands",
-            "operand B of a wgmma changed while the instruction was under way: another warp of the "
-            "warpgroup has issued it with other contents");
-    }
+    check_writers(warp, "B", op.b_writers, done);
+    require_same(warp, "B", b.hash, op.b_hash);
   }
   b.rows.resize(static_cast<size_t>(form.n) * kWgmmaKBytes);
   rows_from_chunks(b.chunks.data(), form.b_is_mn_major, form.n, b.rows.data());

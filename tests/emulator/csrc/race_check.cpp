@@ -7,6 +7,10 @@
 namespace glm5::emulator {
 
 bool Accessor::knows_by_lane(const Epoch& work) const {
+  if (work.is_joint) {
+    const bool is_own = order != nullptr && work.agent == order->agent() && (work.lanes & lanes);
+    return is_own || (work.lanes & view->lanes_at(work.agent, work.clock)) != 0;
+  }
   Epoch others = work;
   if (work.agent == agent && work.clock == clock) others.lanes &= ~together;
   if (others.lanes == 0) return true;
@@ -167,18 +171,22 @@ void RaceCheck::drop_readers(Cell& cell) {
     if (each.clock) each = {};
 }
 
+// Of the same lanes: who knows of the later work knows of the older.
+bool RaceCheck::supersedes(const Epoch& reader, const Epoch& older) {
+  return older.agent == reader.agent && older.lanes == reader.lanes && (older.is_joint || !reader.is_joint);
+}
+
 // A reader that this one knows of need not be remembered: who knows of this one will know of that one too.
 void RaceCheck::add_reader(Cell& cell, const Accessor& who) {
-  const Epoch reader{who.agent, who.clock, who.lanes};
+  const Epoch reader{who.agent, who.clock, who.lanes, who.is_joint};
   for (Epoch& each : cell.readers) {
-    if (each.agent != reader.agent || each.clock != reader.clock) continue;
+    if (each.agent != reader.agent || each.clock != reader.clock || each.is_joint != reader.is_joint) continue;
     each.lanes |= reader.lanes;
     return;
   }
   if (cell.more_readers) return inflate(cell, who);
   for (Epoch& each : cell.readers) {
-    const bool is_older = each.agent == reader.agent && (each.lanes == reader.lanes);
-    if (each.clock != 0 && !is_older && !who.knows(each)) continue;
+    if (each.clock != 0 && !supersedes(reader, each) && !who.knows(each)) continue;
     each = reader;
     return;
   }
@@ -196,10 +204,10 @@ void RaceCheck::inflate(Cell& cell, const Accessor& who) {
   }
   constexpr size_t kExact = 64;  // beyond so many, lanes of a warp are taken together, at the latest clock
   auto& list = lists_[cell.more_readers - 1];
-  Epoch reader{who.agent, who.clock, who.lanes};
+  Epoch reader{who.agent, who.clock, who.lanes, who.is_joint};
   std::erase_if(list, [&](const Epoch& each) {
-    if (each.agent != reader.agent) return false;
-    const bool is_one = each.clock == reader.clock || list.size() > kExact;
+    if (each.agent != reader.agent || each.is_joint != reader.is_joint) return false;
+    const bool is_one = each.clock == reader.clock || (list.size() > kExact && !reader.is_joint);
     if (is_one) reader.lanes |= each.lanes;
     return is_one || each.lanes == reader.lanes || who.knows(each);
   });

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <array>
-#include <deque>
 #include <string>
 #include <vector>
 
@@ -36,11 +35,12 @@ struct Conflict {
 struct Accessor {
   u16 agent;
   u32 clock;
-  const Clocks* view;               // what is known, but for an own lane's work
-  int proxy_reader = -1;            // async-proxy reads: the warp whose fences also count; -1: the generic proxy
-  u32 lanes = 0;                    // none: the agent as such
-  const WarpOrder* order = nullptr; // where `lanes` are some: their warp
-  u32 together = 0;                 // lanes that write the same bytes by the same instruction
+  const Clocks* view;                // what is known, but for an own lane's work
+  int proxy_reader = -1;             // async-proxy reads: the warp whose fences also count; -1: the generic proxy
+  u32 lanes = 0;                     // none: the agent as such
+  const WarpOrder* order = nullptr;  // where `lanes` are some: their warp
+  u32 together = 0;                  // lanes that write the same bytes by the same instruction
+  bool is_joint = false;             // a read that is over before any of `lanes` goes on
   bool knows(const Epoch& work) const {
     if (work.clock <= view->of(work.agent)) return true;
     const bool is_own = order != nullptr && work.agent == order->agent() && work.agent == agent;
@@ -81,6 +81,7 @@ class RaceCheck {
   Conflict each_in_chunk(u32 index, u32 begin, u32 end, bool writes, F visit);
   Conflict read_cell(Cell& cell, const Accessor& who);
   Conflict write_cell(Cell& cell, const Accessor& who);
+  static bool supersedes(const Epoch& reader, const Epoch& older);
   void add_reader(Cell& cell, const Accessor& who);
   void inflate(Cell& cell, const Accessor& who);
   void drop_readers(Cell& cell);
@@ -95,9 +96,9 @@ class RaceCheck {
   u32 chunks_per_block_;
   std::vector<Cell> cells_;  // of 16 bytes
   std::vector<u32> splits_;  // index + 1 of the words
-  std::deque<Words> words_;
-  std::deque<std::array<Cell, 4>> bytes_;
-  std::deque<std::vector<Epoch>> lists_;  // 1-based by Cell::more_readers
+  std::vector<Words> words_;
+  std::vector<std::array<Cell, 4>> bytes_;
+  std::vector<std::vector<Epoch>> lists_;  // 1-based by Cell::more_readers
   std::vector<u32> free_lists_, free_words_, free_bytes_;
   std::vector<std::vector<ProxyFence>> fences_;  // by warp, ascending
   std::vector<Clocks> fence_views_;              // by warp: at its last fence

@@ -31,7 +31,7 @@ struct WgmmaInFlight {
   u32 warps = 0;     // mask of those that have issued it
   u64 b_hash = 0, a_hash[4] = {};
   u32 pc = 0;
-  std::vector<Epoch> b_writers;
+  std::vector<Epoch> a_writers, b_writers;
   Clocks views[4];  // of each warp at its issue
 };
 
