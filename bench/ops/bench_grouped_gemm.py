@@ -1,4 +1,4 @@
-"""grouped_gemm beside a loop of torch's matmul over the experts, with weights in bf16 or dequantised for every product."""
+"""grouped_gemm beside a loop of torch's matmul over the experts, FP8 weights dequantised for every product."""
 
 from collections.abc import Callable
 from itertools import pairwise

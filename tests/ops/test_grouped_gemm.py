@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -99,7 +101,7 @@ def dense(inputs, begin, end, e, out_dtype):
 def test_an_expert_has_the_bits_of_a_plain_product(case, target):
     inputs = case.inputs(target.device)
     out, bounds = grouped_gemm(**inputs), inputs["offsets"].tolist()
-    for e, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for e, (begin, end) in enumerate(itertools.pairwise(bounds)):
         expected = dense(inputs, begin, end, e, inputs["out_dtype"])
         harness.check_same_bits(f"expert {e}", [out[begin:end]], [expected])
     assert not out[: bounds[0]].any() and not out[bounds[-1] :].any()
@@ -125,7 +127,7 @@ def over_wgrad():
 def test_a_weight_gradient_has_the_bits_of_a_plain_product(case, target):
     inputs = case.inputs(target.device)
     out, bounds = grouped_gemm_wgrad(**inputs), inputs["offsets"].tolist()
-    for e, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for e, (begin, end) in enumerate(itertools.pairwise(bounds)):
         a, b = (inputs[name][:, begin:end] for name in "ab")
         if case.kind == "fp8":
             first, groups = begin // 128 + e, -(-(end - begin) // 128)
