@@ -56,11 +56,14 @@ struct GemmPart {
   }
 };
 
-// What an implementation gets.
+// What an implementation gets. The two pointers are aligned to a cache line.
 template <class Args>
 struct GemmTask {
   Args args;
   GemmPart part;
+  u8* packed;         // a of the part, where it is packed
+  u8* scratch;        // of the first thread
+  i64 scratch_bytes;  // of each thread
 };
 
 // The first part of a product; the others are like it.
@@ -113,7 +116,7 @@ struct GemmItem {
   }
 };
 
-// The workspace of one call, seen by one thread.
+// The workspace of one part, seen by one thread.
 struct GemmWorkspace {
   u8* packed;
   f32* totals;
@@ -121,12 +124,12 @@ struct GemmWorkspace {
   f32* rows;   // a block of rows
   u8* stage;
 
-  GLM5_INLINE GemmWorkspace(const Tensor<u8, 1>& workspace, const GemmPart& part, i64 thread) {
-    const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
-    packed = workspace.data + (round_up(static_cast<i64>(address), 64) - static_cast<i64>(address));
-    u8* own = packed + gemm_packed_bytes(part) + thread * gemm_scratch_bytes(part);
+  template <class Args>
+  GLM5_INLINE GemmWorkspace(const GemmTask<Args>& task, i64 thread) {
+    packed = task.packed;
+    u8* own = task.scratch + thread * task.scratch_bytes;
     totals = reinterpret_cast<f32*>(own);
-    own += gemm_total_bytes(part);
+    own += gemm_total_bytes(task.part);
     panel = reinterpret_cast<f32*>(own);
     rows = reinterpret_cast<f32*>(own + kGemmPanelBytes);
     stage = own + kGemmPanelBytes + kGemmRowBytes;
@@ -181,7 +184,7 @@ GLM5_INLINE void multiply_columns(const GemmTask<Args>& task, const GemmItem& it
 template <class Kernel, class Args>
 GLM5_INLINE void multiply_items(const GemmTask<Args>& task, i64 begin, i64 end, i64 thread) {
   const FloatState before = Kernel::use_floats();
-  const GemmWorkspace workspace(task.args.workspace, task.part, thread);
+  const GemmWorkspace workspace(task, thread);
   for (i64 i = begin; i < end; ++i) {
     const GemmItem item(task.part, i);
     for (i64 t = 0; t < item.rows * round_up(item.columns, Kernel::kPanel); ++t) workspace.totals[t] = 0.0f;
@@ -198,7 +201,7 @@ template <class Kernel, class Args>
 GLM5_INLINE void pack_items(const GemmTask<Args>& task, i64 begin, i64 end) {
   const FloatState before = Kernel::use_floats();
   const GemmPart& part = task.part;
-  const GemmWorkspace workspace(task.args.workspace, part, 0);
+  const GemmWorkspace workspace(task, 0);
   for (i64 i = begin; i < end; ++i) {
     const i64 batch = part.first_batch + i / part.blocks(), block = i % part.blocks();
     f32* packed = reinterpret_cast<f32*>(workspace.packed_of(part, batch));

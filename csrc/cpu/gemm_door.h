@@ -19,22 +19,28 @@ inline GemmPart first_part(const GemmSize& size) {
 
 inline i64 gemm_workspace_bytes(const GemmSize& size) { return gemm_workspace_size(first_part(size), thread_count()); }
 
+// The first cache line of a workspace; gemm_workspace_size() counts 64 bytes for it.
+inline u8* aligned(const Tensor<u8, 1>& workspace) {
+  const i64 address = static_cast<i64>(reinterpret_cast<std::uintptr_t>(workspace.data));
+  return workspace.data + (round_up(address, 64) - address);
+}
+
 // The two phases of an instruction set; a table is ordered best first.
-template <class Args>
+template <class Task>
 struct GemmKernels {
-  using Run = void (*)(const GemmTask<Args>& task, i64 begin, i64 end, i64 thread);
+  using Run = void (*)(const Task& task, i64 begin, i64 end, i64 thread);
   Isa isa;
   Run pack, multiply;
 };
 
 // AMX's kernels are left out where they may not serve.
-template <class Args, int Entries>
-void run_phase(const GemmKernels<Args> (&table)[Entries], typename GemmKernels<Args>::Run GemmKernels<Args>::*phase,
-               const GemmTask<Args>& task, i64 items, i64 grain) {
+template <class Task, int Entries>
+void run_phase(const GemmKernels<Task> (&table)[Entries], typename GemmKernels<Task>::Run GemmKernels<Task>::*phase,
+               const Task& task, bool with_amx, i64 items, i64 grain) {
   Implementation<void> untyped[Entries];
   int entries = 0;
-  for (const GemmKernels<Args>& kernels : table) {
-    if (kernels.isa != Isa::amx || task.part.with_amx)
+  for (const GemmKernels<Task>& kernels : table) {
+    if (kernels.isa != Isa::amx || with_amx)
       untyped[entries++] = {kernels.isa, reinterpret_cast<const void*>(kernels.*phase)};
   }
   run_table(untyped, entries, &task, items, grain);
@@ -42,11 +48,14 @@ void run_phase(const GemmKernels<Args> (&table)[Entries], typename GemmKernels<A
 
 // Phase 1 brings a into the workspace, where the part wants it packed; phase 2 multiplies.
 template <class Args, int Entries>
-void run_gemm(const char* op, const GemmKernels<Args> (&table)[Entries], const Args& args, const GemmSize& size) {
+void run_gemm(const char* op, const GemmKernels<GemmTask<Args>> (&table)[Entries], const Args& args,
+              const GemmSize& size) {
+  using Kernels = GemmKernels<GemmTask<Args>>;
   if (size.batches == 0 || size.m == 0 || size.n == 0) return;
   check_workspace(op, args.workspace, gemm_workspace_bytes(size));
   const GemmPart first = first_part(size);
-  GemmTask<Args> task{args, first};
+  u8* packed = aligned(args.workspace);
+  GemmTask<Args> task{args, first, packed, packed + gemm_packed_bytes(first), gemm_scratch_bytes(first)};
   GemmPart& part = task.part;
   for (; part.first_batch < size.batches; part.first_batch += first.batches) {
     part.batches = smaller(first.batches, size.batches - part.first_batch);
@@ -54,9 +63,9 @@ void run_gemm(const char* op, const GemmKernels<Args> (&table)[Entries], const A
       part.rows = smaller(first.rows, size.m - part.first_row);
       if (part.is_packed) {
         const i64 grain = (i64{1} << 16) / larger(1, part.pack_item_values());
-        run_phase(table, &GemmKernels<Args>::pack, task, part.pack_items(), larger(1, grain));
+        run_phase(table, &Kernels::pack, task, part.with_amx, part.pack_items(), larger(1, grain));
       }
-      run_phase(table, &GemmKernels<Args>::multiply, task, part.items(), 1);
+      run_phase(table, &Kernels::multiply, task, part.with_amx, part.items(), 1);
     }
   }
 }

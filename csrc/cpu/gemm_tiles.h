@@ -152,7 +152,7 @@ GLM5_INLINE void store_item(const Tensor<T, 2>& out, const TileItem& item, bool 
 template <class Kernel, class Args>
 GLM5_INLINE void multiply_tiles(const cpu::GemmTask<Args>& task, i64 begin, i64 end, i64 thread) {
   const cpu::FloatState before = Kernel::use_floats();
-  const cpu::GemmWorkspace workspace(task.args.workspace, task.part, thread);
+  const cpu::GemmWorkspace workspace(task, thread);
   configure_tiles();
   for (i64 i = begin; i < end; ++i) {
     const TileItem item(task.part, workspace, i);

@@ -37,6 +37,18 @@ constexpr int gemm_smem_bytes(const GemmVariant& variant, int other_bytes) {
   return static_cast<int>(round_up(variant.stages * stage + variant.consumer_threads() / 32 * kStagingBytes, 1024));
 }
 
+// e4m3: the scales of one stage, one per row of the operand, or (per block) at most three; 128-byte slots for the copy
+// engine.
+constexpr int scale_slot_bytes(int rows, bool per_row) {
+  return per_row ? static_cast<int>(round_up(rows * 4, 128)) : 128;
+}
+
+constexpr int fp8_smem_bytes(const GemmVariant& variant, bool b_scales_per_row) {
+  const bool swapped = variant.schedule == Schedule::swap_ab;
+  return gemm_smem_bytes(variant, scale_slot_bytes(variant.left, !swapped || b_scales_per_row) +
+                                      scale_slot_bytes(variant.right, swapped || b_scales_per_row));
+}
+
 struct GemmConfig {
   int variant;  // index in kVariants
   Schedule schedule;

@@ -15,8 +15,8 @@ FLAGS = ["-std=c++20", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "--exp
 
 # Instructions that a kernel must contain, by a pattern of its mangled name; the first that matches counts.
 INSTRUCTIONS = {
-    r"fp8_gemm_kernel": {"QGMMA", "UTMALDG"},  # FP8 wgmma and the copy engine
-    r"gemm_bf16_kernel": {"HGMMA", "UTMALDG"},  # bf16 wgmma
+    r"fp8_gemm_kernel": {"QGMMA", "UTMALDG"},  # FP8 wgmma and the copy engine; grouped_gemm's too
+    r"(gemm|wgrad)_bf16_kernel": {"HGMMA", "UTMALDG"},  # bf16 wgmma
     r"indexer_(logits|topk)_kernel.*e4m3": {"QGMMA", "UTMALDG"},
     r"indexer_(logits|topk)_kernel.*bf16": {"HGMMA", "UTMALDG"},
     # Keys that lie anywhere come by cp.async.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tests.emulator.doors import find_variant
 
-FP8 = "ops/fp8_gemm/kernel_sm90.cuh"
-GEMM = "ops/gemm/kernel_sm90.cuh"
+FP8 = "cuda/gemm_fp8.cuh"
+GEMM = "cuda/gemm_bf16.cuh"
 RING = "cuda/pipeline.cuh"
 WGMMA = "cuda/ptx/wgmma.cuh"
 STORE = "cuda/tile_store.cuh"
@@ -292,7 +292,7 @@ FAULTS = [
     _fp8(
         "a copy's coordinate is off by one row",
         "values",
-        (FP8, "&args.right, k, corner.right_row, full", "&args.right, k, corner.right_row + 1, full"),
+        (FP8, "&args.right, k, corner.right_row, corner.expert", "&args.right, k, corner.right_row + 1, corner.expert"),
     ),
     _fp8(
         "the multicast mask names a block too many",

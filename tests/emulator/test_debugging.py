@@ -307,7 +307,7 @@ def test_a_case_is_one_ops(capsys):
 
 
 def test_a_tile_from_the_command_line(capsys):
-    code = main(["fp8_gemm", "--case", "m=16,n=128,k=128", "--break", "kernel_sm90.cuh:206", "--warp", "fp8:0:0",
+    code = main(["fp8_gemm", "--case", "m=16,n=128,k=128", "--break", "gemm_fp8.cuh:236", "--warp", "fp8:0:0",
                  "--dump", "shared:0x400,2,4,e4m3,128"])  # fmt: skip
     out = capsys.readouterr().out
     assert code == 0, out

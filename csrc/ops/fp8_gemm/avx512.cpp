@@ -1,51 +1,10 @@
-// fp8_gemm with AVX-512: panels of 32 columns, decoded to f32 (16 KiB); six rows at a time.
-#include "cpu/avx512.h"
-#include "ops/fp8_gemm/vectors.h"
+// fp8_gemm with AVX-512: panels of 32 columns, six rows at a time. Few rows come packed by AVX2.
+#include "cpu/gemm_fp8_avx512.h"
 
 namespace glm5::avx512 {
-namespace {
-
-struct Decoder {
-  using Value = f32;
-  using Bytes = __m512i;
-  static constexpr i64 kColumns = 32, kBytes = 64;
-  static constexpr i64 kWideRows = 0;
-
-  GLM5_INLINE static Bytes load(const u8* from) { return _mm512_loadu_si512(from); }
-  GLM5_INLINE static Bytes larger_doubled(Bytes largest, Bytes x) {
-    return _mm512_max_epu8(largest, _mm512_add_epi8(x, x));
-  }
-  GLM5_INLINE static bool has_nan(Bytes largest) {
-    return _mm512_cmpeq_epi8_mask(largest, _mm512_set1_epi8(static_cast<i8>(0xfe))) != 0;
-  }
-
-  // 16 columns x 64 k to panel[k][16 of 32], divided by 256 as avx2::f16_of_e4m3 does it.
-  template <bool WithNan>
-  GLM5_INLINE static void decode(Bytes (&x)[16], f32* panel) {
-    transpose_16x16_bytes(x);
-    const auto store = [&](__m128i bytes, i64 k) [[gnu::always_inline]] {
-      // The sign fills the upper byte, then all bits move to where f16 has them but one copy of the sign.
-      const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
-      __m256i halves = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<i16>(0xbf80)));
-      if constexpr (WithNan) halves = avx2::f16_nan(halves);
-      _mm512_store_ps(panel + k * kColumns, _mm512_cvtph_ps(halves));
-    };
-#pragma GCC unroll 16
-    for (int k = 0; k < 16; ++k) {
-      store(_mm512_castsi512_si128(x[k]), k);
-      store(_mm512_extracti32x4_epi32(x[k], 1), 16 + k);
-      store(_mm512_extracti32x4_epi32(x[k], 2), 32 + k);
-      store(_mm512_extracti32x4_epi32(x[k], 3), 48 + k);
-    }
-  }
-
-  GLM5_INLINE static const f32* widen(const f32* panel) { return panel; }
-};
-
-}  // namespace
 
 void fp8_gemm_multiply(const cpu::GemmTask<Fp8GemmArgs>& task, i64 begin, i64 end, i64 thread) {
-  cpu::multiply_items<fp8_gemm_vectors::Kernel<Lanes, Decoder>>(task, begin, end, thread);
+  cpu::multiply_items<gemm_fp8_vectors::Kernel<Lanes, Decoder, e4m3>>(task, begin, end, thread);
 }
 
 }  // namespace glm5::avx512

@@ -43,16 +43,7 @@ constexpr Variant kVariants[] = {
 };
 constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
 
-// Scales of one stage: one per row of the operand, or (per block) at most three; 128-byte slots for the copy engine.
-constexpr int scale_slot_bytes(int rows, bool per_row) {
-  return per_row ? static_cast<int>(round_up(rows * 4, 128)) : 128;
-}
-
-constexpr int smem_bytes(const Variant& variant, bool per_row) {
-  const bool swapped = variant.schedule == Schedule::swap_ab;
-  return cuda::gemm_smem_bytes(variant, scale_slot_bytes(variant.left, !swapped || per_row) +
-                                            scale_slot_bytes(variant.right, swapped || per_row));
-}
+using cuda::fp8_smem_bytes;
 
 // Ranks variants: clocks on an H200 (132 SMs, 1.755 GHz, 4.3 TB/s) if every unit ran at its peak. Not yet measured.
 constexpr i64 estimated_clocks(const Variant& variant, i64 m, i64 n, i64 k, int sms) {
@@ -91,7 +82,7 @@ constexpr Config config_of(int index, i64 m, i64 n, bool b_scales_per_row = fals
   const i64 right_clusters = ceil_div(ceil_div(swapped ? m : n, variant.right), variant.cluster);
   // Bands of about 2048 left rows: 132 tiles at once then span about 2048 rows of either operand.
   const i64 band = smaller(2048 / variant.left, left_tiles);
-  return cuda::gemm_config(variant, index, kStepBytes, smem_bytes(variant, b_scales_per_row), left_tiles,
+  return cuda::gemm_config(variant, index, kStepBytes, fp8_smem_bytes(variant, b_scales_per_row), left_tiles,
                            right_clusters * variant.cluster, left_tiles * right_clusters, band, sms);
 }
 

@@ -27,7 +27,7 @@ void fp8_gemm_multiply(const Fp8GemmTask&, i64 begin, i64 end, i64 thread);
 namespace {
 
 // AVX-512 reads what AVX2 packs.
-constexpr cpu::GemmKernels<Fp8GemmArgs> kKernels[] = {
+constexpr cpu::GemmKernels<Fp8GemmTask> kKernels[] = {
 #if defined(__x86_64__)
     {cpu::Isa::amx, amx::fp8_gemm_pack, amx::fp8_gemm_multiply},
     {cpu::Isa::avx512, avx2::fp8_gemm_pack, avx512::fp8_gemm_multiply},

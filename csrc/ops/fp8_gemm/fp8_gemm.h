@@ -11,20 +11,9 @@
 #pragma once
 
 #include "core/fp8.h"
-#include "core/tensor.h"
+#include "core/gemm_args.h"
 
 namespace glm5 {
-
-struct Fp8GemmArgs {
-  Tensor<const e4m3, 2> a;        // [m, k], unit stride along k
-  Tensor<const f32, 2> a_scales;  // [m, ceil(k/128)] column-major, stride a multiple of 4
-  Tensor<const e4m3, 2> b;        // [n, k], unit stride along k
-  Tensor<const f32, 2> b_scales;  // [ceil(n/128), ceil(k/128)], any strides; or [n, ceil(k/128)], as a_scales
-  bool b_scales_per_row;          // which of the two
-  bool accumulate;
-  FloatTensor<2> out;             // bf16 or f32 [m, n], unit stride along n
-  Tensor<u8, 1> workspace;        // fp8_gemm_workspace_bytes()
-};
 
 // Scratch of one call on the CPU; the CUDA kernels need none.
 i64 fp8_gemm_workspace_bytes(i64 m, i64 n, i64 k);

@@ -27,7 +27,7 @@ void gemm_multiply(const GemmTask&, i64 begin, i64 end, i64 thread);
 namespace {
 
 // AVX-512 reads what AVX2 packs.
-constexpr cpu::GemmKernels<GemmArgs> kKernels[] = {
+constexpr cpu::GemmKernels<GemmTask> kKernels[] = {
 #if defined(__x86_64__)
     {cpu::Isa::amx, amx::gemm_pack, amx::gemm_multiply},
     {cpu::Isa::avx512, avx2::gemm_pack, avx512::gemm_multiply},

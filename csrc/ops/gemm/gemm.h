@@ -10,17 +10,9 @@
 //   out = round(total), or round(out + total) when accumulating. k is padded with zeros.
 #pragma once
 
-#include "core/tensor.h"
+#include "core/gemm_args.h"
 
 namespace glm5 {
-
-struct GemmArgs {
-  FloatTensor<3> a;         // bf16 or f32 [batch, m, k], unit stride along m or k
-  FloatTensor<3> b;         // the type of a, [batch, n, k], unit stride along n or k
-  bool accumulate;
-  FloatTensor<3> out;       // bf16 or f32 [batch, m, n], unit stride along n
-  Tensor<u8, 1> workspace;  // gemm_workspace_bytes()
-};
 
 // Scratch of one call on the CPU; the CUDA kernels need none.
 i64 gemm_workspace_bytes(i64 batch, i64 m, i64 n, i64 k);

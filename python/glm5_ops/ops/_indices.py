@@ -129,5 +129,45 @@ def check_named_once(op: str, slots: Tensor, rows: int) -> None:
         raise ValueError(f"{op}: slots must name a row once; row {row} is named at {places[0]} and {places[1]}")
 
 
+def check_offsets(op: str, offsets: Tensor, rows: int) -> None:
+    """Refuse offsets that do not ascend within the rows.
+
+    Raises:
+        ValueError: a sentence with the first one at fault.
+    """
+    before = torch.cat([offsets.new_zeros(1), offsets[:-1]])
+    e = _first((offsets < before) | (offsets > rows))
+    if e is not None:
+        raise ValueError(
+            f"{op}: offsets must ascend within 0 .. {rows}; offsets[{e}] is {int(offsets[e])} after {int(before[e])}"
+        )
+
+
+def check_counts(op: str, counts: Tensor, rows: int) -> None:
+    """Refuse counts beyond the rows that each expert has.
+
+    Raises:
+        ValueError: a sentence with the first one at fault.
+    """
+    e = _first((counts < 0) | (counts > rows))
+    if e is not None:
+        raise ValueError(f"{op}: counts must be 0 .. {rows}; counts[{e}] is {int(counts[e])}")
+
+
+def check_row_tokens(op: str, row_tokens: Tensor, offsets: Tensor, tokens: int) -> None:
+    """Refuse a row of an expert that is made of no token.
+
+    Raises:
+        ValueError: a sentence with the first one at fault.
+    """
+    row = torch.arange(len(row_tokens), device=row_tokens.device)
+    bad = (row_tokens < 0) | (row_tokens >= tokens)
+    r = _first(bad & (row >= offsets[0]) & (row < offsets[-1]))
+    if r is not None:
+        raise ValueError(
+            f"{op}: row_tokens must be rows of rows, 0 .. {tokens - 1}; row_tokens[{r}] is {int(row_tokens[r])}"
+        )
+
+
 def _first(bad: Tensor) -> int | None:
     return int(bad.int().argmax()) if bool(bad.any()) else None

@@ -6,6 +6,13 @@ References compute in f64 when their floating-point inputs are f64, else in f32,
 from glm5_ops.reference.dequantize_fp8 import dequantize_fp8
 from glm5_ops.reference.fp8_gemm import fp8_gemm, fp8_gemm_into
 from glm5_ops.reference.gemm import gemm, gemm_into
+from glm5_ops.reference.grouped_gemm import (
+    grouped_gemm,
+    grouped_gemm_into,
+    grouped_gemm_masked,
+    grouped_gemm_wgrad,
+    grouped_gemm_wgrad_into,
+)
 from glm5_ops.reference.indexer_cache_append import indexer_cache_append
 from glm5_ops.reference.indexer_logits import indexer_logits, indexer_logits_bwd, indexer_logits_paged
 from glm5_ops.reference.indexer_logits_at import indexer_logits_at, indexer_logits_at_bwd
@@ -26,6 +33,11 @@ __all__ = [
     "fp8_gemm_into",
     "gemm",
     "gemm_into",
+    "grouped_gemm",
+    "grouped_gemm_into",
+    "grouped_gemm_masked",
+    "grouped_gemm_wgrad",
+    "grouped_gemm_wgrad_into",
     "indexer_cache_append",
     "indexer_logits",
     "indexer_logits_at",

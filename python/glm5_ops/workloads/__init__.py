@@ -11,6 +11,7 @@ MODULES = (
     "dequantize_fp8",
     "fp8_gemm",
     "gemm",
+    "grouped_gemm",
     "indexer_cache_append",
     "indexer_logits",
     "indexer_logits_at",

@@ -1,12 +1,13 @@
-// gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32, then panel after
-// panel of b (two vectors of columns, transposed where b's unit stride runs along k) into the L1 cache, and uses each
-// for all its rows. bf16 follows the tree of AMX, an even and an odd chain for each result; f32 has one chain.
+// Products of bf16 or f32 with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32,
+// then panel after panel of b (two vectors of columns, transposed where b's unit stride runs along k) into the L1
+// cache, and uses each for all its rows. bf16 follows the tree of AMX, an even and an odd chain for each result; f32
+// has one chain.
 #pragma once
 
+#include "core/gemm_args.h"
 #include "cpu/gemm_vectors.h"
-#include "ops/gemm/gemm.h"
 
-namespace glm5::gemm_vectors {
+namespace glm5::gemm_plain_vectors {
 
 // total += part.
 template <class Lanes, int Rows>
@@ -93,4 +94,4 @@ GLM5_INLINE void multiply(const cpu::GemmTask<GemmArgs>& task, i64 begin, i64 en
   cpu::multiply_items<Kernel<Lanes, bf16>>(task, begin, end, thread);
 }
 
-}  // namespace glm5::gemm_vectors
+}  // namespace glm5::gemm_plain_vectors

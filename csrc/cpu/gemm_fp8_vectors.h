@@ -1,18 +1,21 @@
-// fp8_gemm with vectors of any width. An item brings 128 k of its rows of a into the L2 cache as f32; panel after panel
-// of b (two vectors of columns) is transposed as bytes, decoded into the L1 cache, and used for all rows of the item.
+// Products with e4m3 weights and scales, with vectors of any width. An item brings 128 k of its rows of a into the L2
+// cache as f32; panel after panel of b (two vectors of columns) is transposed as bytes, decoded into the L1 cache, and
+// used for all rows of the item.
 //
-// A Decoder, from avx2.cpp or avx512.cpp, knows its vector of bytes and how 16 of them, k of 16 columns, become values
-// of a panel.
+// A Decoder, from gemm_fp8_avx2.h or gemm_fp8_avx512.h, knows its vector of bytes and how 16 of them, k of 16 columns,
+// become values of a panel.
 #pragma once
 
+#include "core/gemm_args.h"
+#include "core/glm5.h"
 #include "cpu/gemm_vectors.h"
-#include "ops/fp8_gemm/fp8_gemm.h"
 
-namespace glm5::fp8_gemm_vectors {
+namespace glm5::gemm_fp8_vectors {
 
 // Decoded b is 2^8 too small (avx2::f16_of_e4m3), and so is a before this factor: products come out right, since powers
 // of two do not round here.
 constexpr f32 kPackScale = 65536.0f;
+constexpr f32 kBf16PackScale = 256.0f;  // rows of bf16 are as large as they are; from 2^120 on they become infinite
 
 template <class Decoder>
 [[gnu::noinline]] static void decode_with_nan(const u8* columns, i64 stride, typename Decoder::Value* panel) {
@@ -41,9 +44,8 @@ GLM5_INLINE void decode_columns(const u8* columns, i64 stride, const u8* later, 
 }
 
 // Decodes a panel, zero beyond n and k.
-template <class Decoder>
-GLM5_INLINE void load_panel(const Fp8GemmArgs& args, i64 first_column, i64 g, u8* stage,
-                            typename Decoder::Value* panel) {
+template <class Decoder, class Args>
+GLM5_INLINE void load_panel(const Args& args, i64 first_column, i64 g, u8* stage, typename Decoder::Value* panel) {
   const i64 n = args.b.shape[0], k = args.b.shape[1], stride = args.b.stride[0];
   const i64 first_k = g * kFp8Group, valid_k = smaller(kFp8Group, k - first_k);
   // What comes four groups later: of the same columns, or of the next panel's.
@@ -73,8 +75,8 @@ struct Scales {
   typename Lanes::F32 columns[2];
 };
 
-template <class Lanes>
-GLM5_INLINE Scales<Lanes> load_scales(const Fp8GemmArgs& args, i64 first_row, i64 first_column, i64 g) {
+template <class Lanes, class Args>
+GLM5_INLINE Scales<Lanes> load_scales(const Args& args, i64 first_row, i64 first_column, i64 g) {
   constexpr i64 kColumns = 2 * Lanes::kCount;
   alignas(64) f32 scales[kColumns];
   const i64 valid = smaller(kColumns, args.b.shape[0] - first_column);
@@ -121,38 +123,54 @@ static void add_panel(const f32* a, i64 rows, const T* panel, const Scales<Lanes
   });
 }
 
-// As cpu/gemm.h wants it.
-template <class Lanes, class Decoder>
+// 128 k of rows of a as f32, zero beyond k.
+GLM5_INLINE void pack_rows(const Tensor<const e4m3, 2>& a, i64 row, i64 rows, i64 g, f32* to) {
+  const __m256 scale = _mm256_set1_ps(kPackScale);
+  const i64 valid = smaller(kFp8Group, a.shape[1] - g * kFp8Group);
+  for (i64 i = 0; i < rows; ++i, to += kFp8Group) {
+    alignas(16) u8 stage[kFp8Group];
+    const u8* values = reinterpret_cast<const u8*>(a.at(row + i, g * kFp8Group));
+    if (valid < kFp8Group) {
+      for (i64 k = 0; k < kFp8Group; ++k) stage[k] = k < valid ? values[k] : 0;
+      values = stage;
+    }
+    for (i64 k = 0; k < kFp8Group; k += 16) {
+      const avx2::TwoF32x8 x = avx2::decode_e4m3x16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + k)));
+      _mm256_store_ps(to + k, _mm256_mul_ps(x.low, scale));
+      _mm256_store_ps(to + k + 8, _mm256_mul_ps(x.high, scale));
+    }
+  }
+}
+GLM5_INLINE void pack_rows(const Tensor<const bf16, 2>& a, i64 row, i64 rows, i64 g, f32* to) {
+  const __m256 scale = _mm256_set1_ps(kBf16PackScale);
+  const i64 valid = smaller(kFp8Group, a.shape[1] - g * kFp8Group);
+  avx2::pack(to, kFp8Group, a.at(row, g * kFp8Group), a.stride[0], 1, rows, valid, rows, kFp8Group, 0);
+  for (i64 i = 0; i < rows * kFp8Group; i += 8) _mm256_store_ps(to + i, _mm256_mul_ps(_mm256_load_ps(to + i), scale));
+}
+
+// As cpu/gemm.h wants it; A is the type of the rows.
+template <class Lanes, class Decoder, class A>
 struct Kernel {
+  using Args = ScaledGemmArgs<A>;
   static constexpr i64 kPanel = 2 * Lanes::kCount;
   static_assert(Decoder::kColumns == kPanel);
 
-  GLM5_INLINE static cpu::FloatState use_floats() { return cpu::use_default_floats(); }
-
-  GLM5_INLINE static void pack(const Fp8GemmArgs& args, i64, i64 row, i64 rows, i64 g, f32* to) {
-    const __m256 scale = _mm256_set1_ps(kPackScale);
-    const i64 valid = smaller(kFp8Group, args.a.shape[1] - g * kFp8Group);
-    for (i64 i = 0; i < rows; ++i, to += kFp8Group) {
-      alignas(16) u8 stage[kFp8Group];
-      const u8* values = reinterpret_cast<const u8*>(args.a.at(row + i, g * kFp8Group));
-      if (valid < kFp8Group) {
-        for (i64 k = 0; k < kFp8Group; ++k) stage[k] = k < valid ? values[k] : 0;
-        values = stage;
-      }
-      for (i64 k = 0; k < kFp8Group; k += 16) {
-        const avx2::TwoF32x8 x = avx2::decode_e4m3x16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + k)));
-        _mm256_store_ps(to + k, _mm256_mul_ps(x.low, scale));
-        _mm256_store_ps(to + k + 8, _mm256_mul_ps(x.high, scale));
-      }
-    }
+  // Subnormal numbers count as zero in the AMX unit; e4m3 has none that are subnormal in bf16.
+  GLM5_INLINE static cpu::FloatState use_floats() {
+    return sizeof(A) == 2 ? cpu::use_flushing_floats() : cpu::use_default_floats();
   }
 
-  GLM5_INLINE static cpu::Stretches rows_at(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g) {
-    const i64 valid = smaller(kFp8Group, args.a.shape[1] - g * kFp8Group);
-    return {reinterpret_cast<const u8*>(args.a.at(item.first_row, g * kFp8Group)), valid, args.a.stride[0], item.rows};
+  GLM5_INLINE static void pack(const Args& args, i64, i64 row, i64 rows, i64 g, f32* to) {
+    pack_rows(args.a, row, rows, g, to);
   }
 
-  GLM5_INLINE static void multiply_panel(const Fp8GemmArgs& args, const cpu::GemmItem& item, i64 g, const f32* a, i64 j,
+  GLM5_INLINE static cpu::Stretches rows_at(const Args& args, const cpu::GemmItem& item, i64 g) {
+    const i64 valid = smaller(kFp8Group, args.a.shape[1] - g * kFp8Group), size = sizeof(A);
+    return {reinterpret_cast<const u8*>(args.a.at(item.first_row, g * kFp8Group)), valid * size,
+            args.a.stride[0] * size, item.rows};
+  }
+
+  GLM5_INLINE static void multiply_panel(const Args& args, const cpu::GemmItem& item, i64 g, const f32* a, i64 j,
                                          const cpu::GemmWorkspace& workspace, f32* totals) {
     const i64 column = item.first_column + j;
     const Scales<Lanes> scales = load_scales<Lanes>(args, item.first_row, column, g);
@@ -165,9 +183,9 @@ struct Kernel {
     }
   }
 
-  GLM5_INLINE static void store(const Fp8GemmArgs& args, const cpu::GemmItem& item, const f32* totals) {
+  GLM5_INLINE static void store(const Args& args, const cpu::GemmItem& item, const f32* totals) {
     avx2::store_item<kPanel>(args.out, item, totals, args.accumulate);
   }
 };
 
-}  // namespace glm5::fp8_gemm_vectors
+}  // namespace glm5::gemm_fp8_vectors
