@@ -494,7 +494,7 @@ FAULTS = [
     _attention(
         "the loader does not wait for a stage to be free",
         "race wgmma",
-        (MLA, "    smem.ring.wait_empty(at);\n", ""),
+        (MLA, "    }\n    smem.ring.wait_empty(at);\n", "    }\n"),
     ),
     _attention(
         "older output keeps its scale",
@@ -513,7 +513,11 @@ FAULTS = [
     _attention(
         "an index below zero is a key",
         "bounds",
-        (MLA, "return key < keys ? max(key, -1) : -1;", "return key < keys ? key & 0x7fffffff : -1;"),
+        (
+            MLA,
+            "if (key < 0 || key >= keys) return -1;",
+            "if (key >= keys) return -1;\n    if (key < 0) return key & 0x7fffffff;",
+        ),
     ),
     _attention(
         "the sums of one warp are left out",

@@ -44,12 +44,12 @@ def exact(x, ids, weights, gate_up, down, limit=None):
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_is_the_formula_and_so_is_its_gradient(precision, dropped):
-    layer, (x, ids, weights) = layer_of(precision, limit=0.6), inputs_of(21, dropped)
+    layer, (x, ids, weights) = layer_of(precision), inputs_of(21, dropped)
     shared = torch.randn(21, HIDDEN, generator=torch.Generator().manual_seed(3)).bfloat16()
     ours = [t.clone().requires_grad_() for t in (x, weights, shared)]
     theirs = [t.detach().double().requires_grad_() for t in (x, weights, shared, *layer.parameters())]
     out = layer(ours[0], ids, ours[1], ours[2])
-    expected = exact(theirs[0], ids, theirs[1], theirs[3], theirs[4], 0.6) + theirs[2]
+    expected = exact(theirs[0], ids, theirs[1], theirs[3], theirs[4]) + theirs[2]
     assert cosine_difference(out.detach(), expected.detach()) < FAR[precision]
     d_out = torch.randn(21, HIDDEN, generator=torch.Generator().manual_seed(4)).bfloat16()
     out.backward(d_out)
@@ -58,6 +58,16 @@ def test_is_the_formula_and_so_is_its_gradient(precision, dropped):
         assert got.grad.dtype == got.dtype
         assert cosine_difference(got.grad, of.grad) < 3 * FAR[precision]
     assert not layer.gate_up_proj.grad[4].any(), "nobody chose expert 4"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_limit_is_that_of_swiglu(precision):
+    layer, (x, ids, weights) = layer_of(precision, limit=0.5), inputs_of(9)
+    expected = exact(x.double(), ids, weights.double(), *(p.detach().double() for p in layer.parameters()), 0.5)
+    with torch.no_grad():
+        assert cosine_difference(layer(x, ids, weights), expected) < FAR[precision]
+        layer.limit = None
+        assert cosine_difference(layer(x, ids, weights), expected) > 10 * FAR[precision]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
