@@ -7,6 +7,8 @@
 
 namespace glm5::avx512 {
 
+namespace {  // its lambdas would be weak symbols
+
 struct Decoder {
   using Value = f32;
   using Bytes = __m512i;
@@ -43,5 +45,7 @@ struct Decoder {
 
   GLM5_INLINE static const f32* widen(const f32* panel) { return panel; }
 };
+
+}  // namespace
 
 }  // namespace glm5::avx512

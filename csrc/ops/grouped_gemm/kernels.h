@@ -6,6 +6,8 @@
 
 namespace glm5::grouped_gemm {
 
+namespace {  // their lambdas would be weak symbols
+
 template <class Product, class Args>
 GLM5_INLINE void pack_groups(const Groups<Args>& work, i64 begin, i64 end) {
   for_pack_items(work, begin, end, [](const cpu::GemmTask<Args>& task, i64 first, i64 last) [[gnu::always_inline]] {
@@ -19,6 +21,8 @@ GLM5_INLINE void multiply_groups(const Groups<Args>& work, i64 begin, i64 end, i
     Product::multiply(task, first, last, thread);
   });
 }
+
+}  // namespace
 
 // A Product of kernels as cpu/gemm.h wants them.
 template <class Kernel, class Args>
