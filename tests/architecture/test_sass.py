@@ -111,6 +111,7 @@ def faults_of(text: str, folder: Path) -> list[str]:
     return [fault for kernel in compile_kernels(source, folder) for fault in kernel.faults()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: f"{s.parent.name}/{s.stem}")
 def test_kernels_are_what_hopper_wants(source, tmp_path):
     kernels = compile_kernels(source, tmp_path)

@@ -28,20 +28,10 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
     )
 
 
-def build(folder: Path, *options: str) -> Path:
-    """A CPU wheel by ``pip wheel``, isolated: pip brings what the build needs."""
-    command = (
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "-w",
-        folder,
-        f"--config-settings=build-dir={folder}/build",
-    )
-    built = run(*command, *options, ROOT, GLM5_OPS_CUDA="OFF")
+def build(folder: Path, *options: str, cuda: str = "OFF") -> Path:
+    """A wheel by ``pip wheel``, isolated: pip brings what the build needs."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder]
+    built = run(*command, f"--config-settings=build-dir={folder}/build", *options, ROOT, GLM5_OPS_CUDA=cuda)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -105,6 +95,21 @@ def test_one_build_imports_under_every_python(version, wheel, tmp_path):
     # With or without torch, doctor says what there is and does not crash.
     doctor = run(python, "-m", "glm5_ops", "doctor", cwd=tmp_path, PYTHONPATH=str(folder))
     assert doctor.returncode in (0, 1) and version in doctor.stdout and "Traceback" not in doctor.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc: a module with CUDA kernels is not built")
+def test_a_wheel_with_cuda_kernels_imports_where_there_is_no_gpu(tmp_path):
+    folder = installed(build(tmp_path / "dist", cuda="ON"), sys.executable, tmp_path / "site")
+    (module,) = folder.glob("glm5_ops/_native*.so")
+    needed = run("ldd", module).stdout
+    assert "libcud" not in needed and "libtorch" not in needed, (
+        "the run time is linked statically, the driver not at all"
+    )
+    code = "import importlib; print(importlib.import_module('glm5_ops._native').with_cuda)"
+    imported = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(folder))
+    assert imported.stdout.strip() == "True", imported.stderr
+    doctor = run(sys.executable, "-m", "glm5_ops", "doctor", cwd=tmp_path, PYTHONPATH=str(folder))
+    assert doctor.returncode in (0, 1) and "no CUDA" not in doctor.stdout and "Traceback" not in doctor.stderr
 
 
 def test_more_than_one_python_was_there():
