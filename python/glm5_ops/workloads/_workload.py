@@ -99,7 +99,7 @@ class Workload:
 
     def cut_rows(self, inputs: dict, begin: int, end: int) -> dict:
         """The same problem on some of the rows."""
-        return {n: self.rows_of(v, begin, end) if n in self.rows else v for n, v in inputs.items()}
+        return {n: v if v is None or n not in self.rows else self.rows_of(v, begin, end) for n, v in inputs.items()}
 
     def rows_of(self, tensor: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         return tensor[begin:end] if self.row_dim == 0 else tensor[..., begin:end, :]

@@ -94,6 +94,14 @@ class DequantizedRule(Rule):
         return Verdict(worst <= 1, worst, 1, "bounds")
 
 
+class SwigluWorkload(Workload):
+    def cut_rows(self, inputs: dict, begin: int, end: int) -> dict:
+        """Offsets move with the rows."""
+        cut = super().cut_rows(inputs, begin, end)
+        offsets = cut.get("offsets")
+        return cut if offsets is None else cut | {"offsets": (offsets - begin).clamp(0, end - begin)}
+
+
 _SHAPES = ((0, 128), (3, 0), (1, 1), (1, 127), (5, 129), (33, 200), (17, 1160))
 
 
@@ -116,7 +124,7 @@ DEQUANTIZED = DequantizedRule(
     None, "e4m3 of a product in f32: half a step of e4m3 from the product in f64; the bits are quantize_fp8's of swiglu"
 )
 WORKLOADS = {
-    "swiglu": Workload(SwigluCase, EDGES, GLM5, WITHIN_TORCH, rows=("gate_up",)),
-    "swiglu_fp8": Workload(SwigluFp8Case, EDGES_FP8, GLM5_FP8, DEQUANTIZED, rows=("gate_up",)),
-    "swiglu_bwd": Workload(SwigluBwdCase, EDGES_BWD, GLM5_BWD, WITHIN_TORCH, rows=("d_out", "gate_up")),
+    "swiglu": SwigluWorkload(SwigluCase, EDGES, GLM5, WITHIN_TORCH, rows=("gate_up",)),
+    "swiglu_fp8": SwigluWorkload(SwigluFp8Case, EDGES_FP8, GLM5_FP8, DEQUANTIZED, rows=("gate_up",)),
+    "swiglu_bwd": SwigluWorkload(SwigluBwdCase, EDGES_BWD, GLM5_BWD, WITHIN_TORCH, rows=("d_out", "gate_up")),
 }
