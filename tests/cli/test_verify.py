@@ -42,6 +42,11 @@ def test_an_op_passes(command):
     assert set(result["passes"]) == expected
 
 
+def test_every_op_passes_its_quick_exam(command):
+    said = command("verify", "--quick")
+    assert said.code == 0, [line for line in said.out.splitlines() if line.startswith("FAIL")]
+
+
 def test_a_table_is_shown(command):
     said = command("verify", "gemm", *CASE)
     assert said.code == 0 and said.out.splitlines()[-1].endswith("PASS")
